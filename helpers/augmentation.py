@@ -1,0 +1,41 @@
+"""The Albumentations steps: each by name, and composed."""
+
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its update check stalls without a network
+
+import albumentations as A  # noqa: E402
+import cv2  # noqa: E402
+
+from helpers.data import MEAN, SIZE  # noqa: E402
+
+FILL = tuple(round(255 * m) for m in MEAN)  # a hole of the mean colour is zero after the network's normalisation
+
+
+def augmentation_steps(padding: int = 4, hole: int = 8, degrees: float = 7, flip: bool = True) -> dict[str, A.BasicTransform]:
+    """The steps by name, in the order in which they are applied; a strength of 0 (or False) leaves a step out.
+
+    padding: pixels mirrored around the image, from which a window of the old size is cropped (up to `padding` pixels of shift).
+    hole: side in pixels of one square of the mean colour, in half of the images.
+    degrees: largest rotation to either side, in 30 % of the images; corners are mirrored.
+    flip: mirror half of the images left to right.
+    """
+    steps = {}
+    if padding:
+        steps["Padding"] = A.Pad(padding, border_mode=cv2.BORDER_REFLECT_101)
+        steps["RandomCrop"] = A.RandomCrop(SIZE, SIZE)
+    if hole:
+        side = (hole, hole)
+        steps["CoarseDropout"] = A.CoarseDropout(
+            num_holes_range=(1, 1), hole_height_range=side, hole_width_range=side, fill=FILL, p=0.5
+        )
+    if degrees:
+        steps["Rotate"] = A.Rotate(limit=degrees, border_mode=cv2.BORDER_REFLECT_101, p=0.3)
+    if flip:
+        steps["HorizontalFlip"] = A.HorizontalFlip(p=0.5)
+    return steps
+
+
+def compose(steps: dict[str, A.BasicTransform], seed: int | None = None) -> A.Compose:
+    """One pipeline of these steps: `compose(steps)(image=image)["image"]`, uint8 (32, 32, 3) in and out."""
+    return A.Compose(list(steps.values()), seed=seed)

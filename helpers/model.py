@@ -1,0 +1,99 @@
+"""The network: a pre-activation ResNet-18 for 32x32 images, and the weights that ship with the project."""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers.data import MEAN, STD, project_root
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class PreActBlock(nn.Module):
+    """Two 3x3 convolutions, each after batch norm and ReLU, added to a shortcut (He et al. 2016, arXiv:1603.05027, fig. 4e)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        changes_shape = stride != 1 or in_channels != channels
+        self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False) if changes_shape else None
+
+    def forward(self, x):
+        activated = F.relu(self.norm1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        return self.conv2(F.relu(self.norm2(self.conv1(activated)))) + shortcut
+
+
+class PreActResNet(nn.Module):
+    """Images (N, 3, H, W) in [0, 1] -> logits (N, num_classes); H and W from 16 to 64.
+
+    The first step subtracts `mean` and divides by `std` (per channel, buffers), so no one else has to. Global average
+    pooling and one linear layer follow `layer4` directly: that is what makes Grad-CAM there an exact account of a logit.
+    """
+
+    def __init__(self, num_classes: int = 10, width: int = 64, mean=MEAN, std=STD):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.layer1 = self._stage(width, width, stride=1)
+        self.layer2 = self._stage(width, 2 * width, stride=2)
+        self.layer3 = self._stage(2 * width, 4 * width, stride=2)
+        self.layer4 = self._stage(4 * width, 8 * width, stride=2)
+        self.fc = nn.Linear(8 * width, num_classes)
+
+    @staticmethod
+    def _stage(in_channels, channels, stride):
+        return nn.Sequential(PreActBlock(in_channels, channels, stride), PreActBlock(channels, channels, 1))
+
+    def forward(self, images):
+        x = self.stem((images - self.mean) / self.std)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+def resnet18(num_classes: int = 10, width: int = 64, mean=MEAN, std=STD) -> PreActResNet:
+    """Build the network with fresh random weights: 11,171,146 parameters at the defaults.
+
+    width: channels of the first stage (64, 128, 256, 512 for 64); 16 makes a net of 0.7 M parameters.
+    mean, std: per-channel statistics of the training images in [0, 1]; the defaults are CIFAR-10's.
+    """
+    return PreActResNet(num_classes, width, mean, std)
+
+
+def save_weights(model: PreActResNet, path) -> None:
+    """Write a model's parameters and batch-norm statistics in half precision (mean and std stay float32), atomically."""
+    state = {k: v.half() if v.is_floating_point() and k not in ("mean", "std") else v for k, v in model.state_dict().items()}
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    torch.save({k: v.cpu().contiguous() for k, v in state.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def load_pretrained(name: str = "cifar10") -> PreActResNet:
+    """Load a trained network in eval mode, on the CPU, in float32.
+
+    name: "cifar10" or "shapes10" (shipped in `helpers/weights`), the name of an image folder that notebook 02 has
+    trained on (`runs/<name>.pt`), or the path of a file that `save_weights` wrote.
+    Raises FileNotFoundError when there are no such weights, ValueError when the file does not hold this network.
+    The file is read with `weights_only=True`: nothing in it is executed.
+    """
+    candidates = [WEIGHTS / f"{name}.pt", project_root() / "runs" / f"{name}.pt", Path(name)]
+    path = next((p for p in candidates if p.is_file()), None)
+    if path is None:
+        shipped = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.pt")))
+        raise FileNotFoundError(f"no weights for {str(name)!r}: shipped are {shipped}; notebook 02 trains and saves others")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        num_classes, features = state["fc.weight"].shape
+        model = resnet18(num_classes, width=features // 8)
+        model.load_state_dict(state)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold weights of this network ({type(error).__name__}); delete it or train again") from error
+    return model.eval()
