@@ -7,9 +7,10 @@ import tarfile
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ STD = (0.2470, 0.2435, 0.2616)
 SIZE = 32
 DOWNLOAD_TIMEOUT = 10  # seconds without a byte before a download counts as stalled
 RETRY_AFTER = 24 * 3600  # seconds for which "auto" remembers that the download failed
-SHAPES_SIZES = (4000, 1000)  # training and test images of Shapes-10 unless asked otherwise
+SHAPES_SIZES = (10000, 2000)  # training and test images of Shapes-10 unless asked otherwise
 REMEDIES = (
     "check the network and call load_dataset('cifar10') again, or set CIFAR10_URL to a mirror of cifar-10-python.tar.gz, "
     "or unpack images into data/cifar10/{train,test}/<class>/, or use load_dataset('shapes10')"
@@ -94,7 +95,7 @@ def load_dataset(name="auto", root=None, train_size=None, test_size=None) -> Dat
     name: "cifar10" (downloaded when absent), "shapes10" (generated), the path of a folder `{train,test}/<class>/*.png|jpg`,
     or "auto": a CIFAR-10 on disk, else its download, else Shapes-10. WALKTHROUGH_DATA in the environment overrides "auto".
     root: where data sets are kept; `data/` of the project by default.
-    train_size, test_size: use so many images, a fixed random choice (all by default; 4,000 and 1,000 for Shapes-10).
+    train_size, test_size: use so many images, a fixed random choice (all by default; 10,000 and 2,000 for Shapes-10).
     Raises ValueError for an unknown name or a malformed folder, FileNotFoundError for a missing folder, RuntimeError for
     a failed download; each message is one line that names the remedy.
     """
@@ -104,7 +105,7 @@ def load_dataset(name="auto", root=None, train_size=None, test_size=None) -> Dat
     if name == "auto":
         name = _choose(root)
     if name == "shapes10":
-        return _load_shapes(root, train_size or SHAPES_SIZES[0], test_size or SHAPES_SIZES[1])
+        return _load_shapes(train_size or SHAPES_SIZES[0], test_size or SHAPES_SIZES[1])
     pair = _load_cifar10(root) if name == "cifar10" else _load_folder(_as_folder(name))
     return pair._replace(train=_choose_images(pair.train, train_size), test=_choose_images(pair.test, test_size))
 
@@ -182,14 +183,9 @@ def _choose_images(dataset, size):
     return dataset if size is None or size >= len(dataset) else split(dataset, size)[1]
 
 
-def _load_shapes(root, train_size, test_size):
-    parts = []
-    for seed, size in ((shapes.TRAIN_SEED, train_size), (shapes.TEST_SEED, test_size)):
-        cache = root / f"shapes10-{seed}-{size}.npz"
-        arrays = _read_cache(cache) or shapes.generate(size, seed)
-        _write_cache(cache, **arrays)
-        parts.append(Dataset(arrays["images"], arrays["labels"], shapes.CLASSES, arrays["masks"]))
-    return DatasetPair(*parts, "shapes10")
+def _load_shapes(train_size, test_size):
+    parts = (shapes.generate(train_size, shapes.TRAIN_SEED), shapes.generate(test_size, shapes.TEST_SEED))
+    return DatasetPair(*(Dataset(**part, classes=shapes.CLASSES) for part in parts), "shapes10")
 
 
 def _load_cifar10(root):
@@ -251,15 +247,14 @@ def _load_folder(folder: Path) -> DatasetPair:
         raise ValueError(f"{folder}: found one class, {train.classes[0]!r}: a classifier needs two or more")
     cache = folder.parent / f"{folder.name}.cache.npz"
     key = _fingerprint(train.samples + test.samples)
-    arrays = _read_cache(cache, key)
-    if arrays is None:
+    images = _read_cache(cache, key)
+    if images is None:
         images = np.stack([_decode(path) for path, _ in tqdm(train.samples + test.samples, desc=f"decoding {folder.name}")])
-        arrays = {"images": images, "key": key}
-        _write_cache(cache, **arrays)
+        _write_cache(cache, images=images, key=key)
     classes, n = tuple(train.classes), len(train.samples)
     labels = np.array(train.targets + test.targets)
     name = "cifar10" if classes == CLASSES else folder.resolve().name
-    halves = (Dataset(arrays["images"][part], labels[part], classes) for part in (slice(n), slice(n, None)))
+    halves = (Dataset(images[part], labels[part], classes) for part in (slice(n), slice(n, None)))
     return DatasetPair(*halves, name)
 
 
@@ -296,12 +291,12 @@ def _fingerprint(samples) -> str:
     return digest.hexdigest()
 
 
-def _read_cache(path, key=None):
-    """The arrays of a cache file, or None if there is none, it is damaged, or it was made from other files."""
+def _read_cache(path, key):
+    """The images in a cache file, or None if there is none, it is damaged, or it was made from other files."""
     try:
         with np.load(path) as file:
-            if key is None or str(file["key"]) == key:
-                return {name: file[name] for name in file.files}
+            if str(file["key"]) == key:
+                return file["images"]
     except (OSError, ValueError, KeyError, EOFError):
         pass
     return None

@@ -4,6 +4,7 @@ import os
 import pickle
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -68,6 +69,26 @@ def resnet18(num_classes: int = 10, width: int = 64, mean=MEAN, std=STD) -> PreA
     return PreActResNet(num_classes, width, mean, std)
 
 
+def describe_stages(model: PreActResNet, size: int = 32) -> pd.DataFrame:
+    """Output shape and receptive field of the stem and each stage for images of this size in pixels, one row a stage.
+
+    receptive_field: side in pixels of the square of input that one cell depends on, borders aside: a convolution adds
+    (kernel - 1) x the product of the strides before it.  stride: that product, pixels from one cell to the next.
+    """
+    rows, field, stride = [], 1, 1
+    with torch.device("meta"):
+        x, fresh = torch.zeros(1, 3, size, size), resnet18(model.fc.out_features, model.stem.out_channels)
+    for name in ("stem", "layer1", "layer2", "layer3", "layer4"):
+        stage = fresh.get_submodule(name)
+        for part, module in stage.named_modules():
+            if isinstance(module, nn.Conv2d) and not part.endswith("shortcut"):
+                field += (module.kernel_size[0] - 1) * stride
+                stride *= module.stride[0]
+        x = stage(x)
+        rows.append((name, *x.shape[1:], field, stride))
+    return pd.DataFrame(rows, columns=["stage", "channels", "height", "width", "receptive_field", "stride"])
+
+
 def save_weights(model: PreActResNet, path) -> None:
     """Write a model's parameters and batch-norm statistics in half precision (mean and std stay float32), atomically."""
     state = {k: v.half() if v.is_floating_point() and k not in ("mean", "std") else v for k, v in model.state_dict().items()}
@@ -95,5 +116,7 @@ def load_pretrained(name: str = "cifar10") -> PreActResNet:
         model = resnet18(num_classes, width=features // 8)
         model.load_state_dict(state)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold weights of this network ({type(error).__name__}); delete it or train again") from error
+        raise ValueError(
+            f"{path} does not hold weights of this network ({type(error).__name__}); delete it or train again"
+        ) from error
     return model.eval()

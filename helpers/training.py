@@ -153,9 +153,11 @@ def fit(
     for epoch in range(len(history), config.epochs):
         start = time.perf_counter()
         seed_epoch(generator, train, config.seed, epoch)
-        scores = {"train": train_one_epoch(
-            model, loader, optimizer, scheduler, scaler, criterion, config.image_size(epoch), device, progress
-        )}
+        scores = {
+            "train": train_one_epoch(
+                model, loader, optimizer, scheduler, scaler, criterion, config.image_size(epoch), device, progress
+            )
+        }
         if validation is not None:
             scores["validation"] = evaluate(model, make_loader(validation, 500), device)
         history.append(_row(epoch, config, scores, scheduler, time.perf_counter() - start))

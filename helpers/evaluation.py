@@ -1,0 +1,95 @@
+"""Score a network: predict once, derive everything else from the arrays."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn import metrics
+from tqdm import tqdm
+
+from helpers.data import Dataset
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A network's answers to N labelled images. logits: (N, num_classes) float32; labels: (N,) int64."""
+
+    logits: np.ndarray
+    labels: np.ndarray
+    classes: tuple
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Softmax of the logits, (N, num_classes); each row sums to 1."""
+        return torch.from_numpy(self.logits).double().softmax(1).numpy()
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        return self.logits.argmax(1)
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.predicted == self.labels
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """Probability of the predicted class, (N,)."""
+        return self.probabilities.max(1)
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
+
+@torch.inference_mode()
+def predict(model, dataset: Dataset, batch_size: int = 250, flip: bool = False, progress: bool = True) -> Predictions:
+    """Run a model over a data set in eval mode, on the model's device; its mode is restored afterwards.
+
+    flip: average the logits over each image and its mirror image (test-time augmentation, two forward passes).
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    logits = []
+    for start in tqdm(range(0, len(dataset), batch_size), disable=not progress, leave=False, unit="batch", desc="predicting"):
+        images = dataset.tensor(slice(start, start + batch_size)).to(device, memory_format=torch.channels_last)
+        out = model(images)
+        logits.append((out + model(images.flip(-1))) / 2 if flip else out)
+    model.train(was_training)
+    return Predictions(torch.cat(logits).float().cpu().numpy(), dataset.labels, tuple(dataset.classes))
+
+
+def accuracy_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927); z = 1.96 gives 95 %."""
+    p, n = correct / total, total
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return float(centre - half), float(centre + half)
+
+
+def per_class(predictions: Predictions) -> pd.DataFrame:
+    """Precision, recall, F1 (each 0..1) and number of images of every class, one row a class."""
+    numbers = range(len(predictions.classes))
+    scores = metrics.precision_recall_fscore_support(predictions.labels, predictions.predicted, labels=numbers, zero_division=0)
+    return pd.DataFrame(dict(zip(("precision", "recall", "f1", "images"), scores)), index=list(predictions.classes))
+
+
+def confusion(predictions: Predictions) -> np.ndarray:
+    """Counts (num_classes, num_classes): row = actual class, column = predicted class."""
+    return metrics.confusion_matrix(predictions.labels, predictions.predicted, labels=range(len(predictions.classes)))
+
+
+def most_confused(predictions: Predictions, count: int = 10) -> pd.DataFrame:
+    """The commonest mistakes, most frequent first: actual class, predicted class, images, share of the actual class."""
+    matrix = confusion(predictions)
+    errors = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-errors, axis=None, kind="stable")[:count]
+    rows = [(a, p) for a, p in zip(*np.unravel_index(order, errors.shape)) if errors[a, p]]
+    names = predictions.classes
+    return pd.DataFrame(
+        [(names[a], names[p], errors[a, p], errors[a, p] / matrix[a].sum()) for a, p in rows],
+        columns=["actual", "predicted", "images", "share of actual"],
+    )

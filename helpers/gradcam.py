@@ -1,0 +1,118 @@
+"""Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): where in the image a class's logit comes from."""
+
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class GradCAM:
+    """Grad-CAM of a classifier's logits at one of its layers.
+
+    model: maps images (N, C, H, W) to logits (N, num_classes).  layer: the name of a module whose output is (N, channels, h, w).
+    The model is left as it was found: its mode, `requires_grad`, `.grad` and hooks, after an exception too.
+    Raises ValueError for an unknown layer, and in calls for images or classes of a wrong shape, type or range.
+    """
+
+    def __init__(self, model: nn.Module, layer: str = "layer4"):
+        modules = dict(model.named_modules())
+        if layer not in modules or not layer:
+            known = ", ".join(name for name in modules if 0 < len(name) and name.count(".") < 2)
+            raise ValueError(f"no layer {layer!r} in this model: choose one of {known}")
+        self.model, self.layer = model, modules[layer]
+
+    def __call__(self, images: torch.Tensor, classes=None) -> torch.Tensor:
+        """Heatmaps in [0, 1] at the images' size: (N, H, W), or (N, K, H, W) for classes (N, K).
+
+        `evidence`, with negative cells set to 0, upsampled bilinearly and divided by the map's maximum; a map without
+        positive evidence is 0 everywhere.
+        """
+        maps = self.evidence(images, classes)
+        grid = maps.relu().reshape(len(maps), -1, *maps.shape[-2:])
+        heat = F.interpolate(grid, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        peak = heat.amax(dim=(-2, -1), keepdim=True)
+        heat = torch.where(peak > 0, heat / peak.clamp_min(torch.finfo(heat.dtype).tiny), torch.zeros_like(heat))
+        return heat.reshape(*maps.shape[:-2], *images.shape[-2:])
+
+    def evidence(self, images: torch.Tensor, classes=None) -> torch.Tensor:
+        """Raw signed maps at the layer's own resolution, in units of the logit, float32: (N, h, w), or (N, K, h, w).
+
+        images: (N, C, H, W) floats as the model takes them.
+        classes: the class to explain: None (the predicted one), an int, or integers (N,) or (N, K).
+        The channels' mean gradients weigh the channels' activations (eqs. 1 and 2, before the ReLU). Where global average
+        pooling and one linear layer follow, a map's cells sum to the logit less its bias.
+        """
+        _check_images(images)
+        with _undisturbed(self.model), torch.inference_mode(False), torch.no_grad():
+            activations, logits = self._forward(images.clone() if images.is_inference() else images)
+            classes = _as_classes(classes, logits)
+            scores = logits.gather(1, classes.reshape(len(logits), -1)).sum(0)
+            maps = [self._map(activations, score, last=k + 1 == len(scores)) for k, score in enumerate(scores)]
+        return maps[0] if classes.ndim == 1 else torch.stack(maps, dim=1)
+
+    def _forward(self, images):
+        """The layer's output, as the only tensor that gradients are taken for, and the logits that follow from it."""
+        kept = []
+
+        def cut(module, inputs, output):
+            if kept or not isinstance(output, torch.Tensor) or output.ndim != 4:
+                raise ValueError("the layer must run once and put out one tensor (N, channels, h, w)")
+            kept.append(output.detach().requires_grad_())
+            torch.set_grad_enabled(True)
+            return kept[0].clone()  # a copy, so that an in-place operation that follows spares the original
+
+        handle = self.layer.register_forward_hook(cut)
+        try:
+            logits = self.model(images)
+        finally:
+            handle.remove()
+        if not kept:
+            raise ValueError("the model does not call this layer: choose one that it runs")
+        if logits.ndim != 2 or len(logits) != len(images):
+            raise ValueError(f"the model must return logits (N, num_classes), got {tuple(logits.shape)}")
+        return kept[0], logits
+
+    @staticmethod
+    def _map(activations, score, last):
+        (gradients,) = torch.autograd.grad(score, activations, retain_graph=not last)
+        weights = gradients.float().mean(dim=(2, 3), keepdim=True)
+        return (weights * activations.detach().float()).sum(dim=1)
+
+
+@contextmanager
+def _undisturbed(model):
+    """Run the model in eval mode and give every module its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    grad_enabled = torch.is_grad_enabled()
+    model.eval()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad_enabled)
+        for module in training:
+            module.training = True
+
+
+def _check_images(images):
+    if not isinstance(images, torch.Tensor) or not images.is_floating_point():
+        raise ValueError(f"images must be a tensor of floats in [0, 1], got {getattr(images, 'dtype', type(images).__name__)}")
+    if images.ndim != 4 or len(images) == 0:
+        raise ValueError(f"images must have the shape (N, 3, H, W) with N at least 1, got {tuple(images.shape)}")
+
+
+def _as_classes(classes, logits):
+    """Class numbers as an int64 tensor (N,) or (N, K) on the logits' device, checked."""
+    n, num_classes = logits.shape
+    if classes is None:
+        return logits.detach().argmax(1)
+    classes = torch.as_tensor(classes, device=logits.device)
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise ValueError(f"classes must be integers, got {classes.dtype}")
+    if classes.ndim == 0:
+        classes = classes.expand(n)
+    if classes.ndim not in (1, 2) or len(classes) != n or classes.numel() == 0:
+        raise ValueError(f"classes must be one for each of the {n} images, (N,) or (N, K), got the shape {tuple(classes.shape)}")
+    if classes.min() < 0 or classes.max() >= num_classes:
+        raise ValueError(f"classes must lie between 0 and {num_classes - 1}, got {classes.min()} to {classes.max()}")
+    return classes.long()

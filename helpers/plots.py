@@ -1,0 +1,191 @@
+"""Draw: arrays in, a matplotlib Figure out. Figures stand apart from pyplot, so a notebook shows one only where it ends a cell."""
+
+from pathlib import Path
+
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+
+IMAGES = Path(__file__).resolve().parents[1] / "images"
+HEAT = "viridis"  # heatmaps: even steps of brightness, safe for the colour-blind
+SIGNED = "RdBu_r"  # signed maps: red for, blue against, white at zero
+FIRST, SECOND, THIRD = sns.color_palette("colorblind")[:3]
+
+
+def save(figure: Figure, name: str, dataset_name: str) -> Figure:
+    """Write a figure to `images/`, if it was drawn from CIFAR-10, and return it."""
+    if dataset_name == "cifar10":
+        IMAGES.mkdir(exist_ok=True)
+        figure.savefig(IMAGES / name, dpi=110)
+    return figure
+
+
+def image_grid(images, titles=None, columns: int = 8, row_labels=None, scale: float = 1.2) -> Figure:
+    """Images (N, 3, H, W) in [0, 1] or (N, H, W, 3) uint8, row by row, each under its title; row_labels on the left."""
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height = scale * (1 if titles is None else 1 + 0.18 * (1 + max(t.count("\n") for t in titles)))
+    figure = Figure(figsize=(columns * scale + (1 if row_labels else 0), rows * height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        _bare(ax)
+        ax.set_frame_on(False)
+    for i, (ax, image) in enumerate(zip(axes.flat, images)):
+        ax.imshow(_pixels(image))
+        if titles is not None:
+            ax.set_title(titles[i], fontsize=9)
+    for ax, label in zip(axes[:, 0], row_labels or []):
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    return figure
+
+
+def class_counts(counts: dict, classes) -> Figure:
+    """Bars of the number of images of each class; counts: {"training set": (num_classes,), ...}."""
+    figure, ax = _single(8, 3)
+    width = 0.8 / len(counts)
+    for i, ((name, values), colour) in enumerate(zip(counts.items(), (FIRST, SECOND))):
+        ax.bar(np.arange(len(classes)) + (i - (len(counts) - 1) / 2) * width, values, width, label=name, color=colour)
+    ax.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
+    ax.set(ylabel="images")
+    ax.legend()
+    return figure
+
+
+def lines(x, series: dict, xlabel: str, ylabel: str, references: dict | None = None, ylim=None) -> Figure:
+    """Curves over x, {label: (n,)}; references: {label: value} as dashed horizontal lines."""
+    figure, ax = _single(6.5, 3.8)
+    for (label, values), colour in zip(series.items(), (FIRST, SECOND, THIRD)):
+        ax.plot(x, values, label=label, color=colour, marker="o" if len(x) <= 60 else None, markersize=4)
+    for (label, value), style in zip((references or {}).items(), ("--", ":", "-.")):
+        ax.axhline(value, label=label, color="0.35", linestyle=style)
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
+    ax.grid(alpha=0.3)
+    if len(series) + len(references or {}) > 1:
+        ax.legend()
+    return figure
+
+
+def confusion_heatmap(matrix: np.ndarray, classes) -> Figure:
+    """Counts (num_classes, num_classes), row = actual class; colours show the share of the row, numbers the images."""
+    figure, ax = _single(8, 6.6)
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    sns.heatmap(
+        share,
+        ax=ax,
+        annot=matrix,
+        fmt="d",
+        cmap="cividis",
+        vmin=0,
+        vmax=1,
+        square=True,
+        xticklabels=classes,
+        yticklabels=classes,
+        cbar_kws={"label": "share of the actual class"},
+    )
+    ax.set(xlabel="predicted class", ylabel="actual class")
+    ax.tick_params(axis="x", rotation=45)
+    return figure
+
+
+def histogram(groups: dict, xlabel: str, bins=30, range=None, ylabel: str = "share of the group", reference=None) -> Figure:
+    """Outlined histograms of {label: (n,)}, each scaled to its own group; reference: (label, x) as a dashed line."""
+    figure, ax = _single(7, 3.5)
+    for (label, values), colour in zip(groups.items(), (FIRST, SECOND, THIRD, "0.4")):
+        values = np.asarray(values)[~np.isnan(values)]
+        weights = np.full(len(values), 1 / max(len(values), 1))
+        ax.hist(values, bins, range, weights=weights, histtype="stepfilled", alpha=0.25, color=colour)
+        ax.hist(values, bins, range, weights=weights, histtype="step", linewidth=1.8, color=colour, label=label)
+    if reference:
+        ax.axvline(reference[1], color="0.3", linestyle="--", label=reference[0])
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.legend()
+    return figure
+
+
+def bars(values: dict, xlabel: str, xlim=None) -> Figure:
+    """Horizontal bars of {label: value}, each with its number."""
+    figure, ax = _single(7, 0.4 * len(values) + 0.9)
+    drawn = ax.barh(list(values), list(values.values()), color=FIRST)
+    ax.bar_label(drawn, fmt="%.3f", padding=3)
+    ax.set(xlabel=xlabel, xlim=xlim)
+    ax.invert_yaxis()
+    return figure
+
+
+def explanations(images, titles, overlays: dict | None = None, signed: dict | None = None, limit: float | None = None) -> Figure:
+    """A row of images and, below each, its maps: one row for every entry.
+
+    images: (N, 3, H, W) in [0, 1].  overlays: {label: heatmaps (N, H, W) in [0, 1]}, drawn over the images.
+    signed: {label: raw maps (N, h, w)}, drawn cell by cell on one scale, white at zero, from -limit to limit (by default the
+    largest absolute value in the figure).
+    """
+    overlays, signed = overlays or {}, signed or {}
+    rows, columns = 1 + len(overlays) + len(signed), len(images)
+    figure = Figure(figsize=(1.15 * columns + 2.1, 1.15 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax, label in zip(axes[:, 0], ["image", *overlays, *signed]):
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    for ax, image, title in zip(axes[0], images, titles):
+        ax.imshow(_pixels(image))
+        ax.set_title(title, fontsize=8)
+    for row, maps in zip(axes[1:], overlays.values()):
+        for ax, image, heat in zip(row, images, maps):
+            ax.imshow(_pixels(image))
+            shown = ax.imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1, alpha=0.55)
+    if overlays:
+        figure.colorbar(shown, ax=axes[1 : 1 + len(overlays)], label="share of the\nmap's maximum", shrink=0.9)
+    if signed:
+        limit = limit or max(float(np.abs(_array(m)).max()) for m in signed.values()) or 1.0
+        for row, maps in zip(axes[1 + len(overlays) :], signed.values()):
+            for ax, cells in zip(row, maps):
+                shown = ax.imshow(_array(cells), cmap=SIGNED, vmin=-limit, vmax=limit)
+        figure.colorbar(shown, ax=axes[1 + len(overlays) :], label="evidence\n(logit units)", shrink=0.9)
+    for ax in axes.flat:
+        _bare(ax)
+    return figure
+
+
+def cells(image, values, title: str) -> Figure:
+    """One image beside its raw map (h, w) with every cell's number written in it."""
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(_pixels(image))
+    left.set_title("image")
+    values = _array(values)
+    limit = float(np.abs(values).max()) or 1.0
+    sns.heatmap(
+        values,
+        ax=right,
+        annot=True,
+        fmt=".2f",
+        cmap=SIGNED,
+        vmin=-limit,
+        vmax=limit,
+        square=True,
+        xticklabels=False,
+        yticklabels=False,
+        cbar_kws={"label": "evidence (logit units)"},
+    )
+    right.set_title(title)
+    _bare(left)
+    return figure
+
+
+def _single(width, height):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _bare(ax):
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def _array(values) -> np.ndarray:
+    return values.detach().float().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _pixels(image) -> np.ndarray:
+    image = _array(image)
+    return image if image.dtype == np.uint8 else np.clip(np.moveaxis(image, 0, -1), 0, 1)
