@@ -45,7 +45,7 @@ class Predictions:
 
 
 @torch.inference_mode()
-def predict(model, dataset: Dataset, batch_size: int = 250, flip: bool = False, progress: bool = True) -> Predictions:
+def predict(model, dataset: Dataset, batch_size: int = 250, flip: bool = False) -> Predictions:
     """Run a model over a data set in eval mode, on the model's device; its mode is restored afterwards.
 
     flip: average the logits over each image and its mirror image (test-time augmentation, two forward passes).
@@ -54,7 +54,7 @@ def predict(model, dataset: Dataset, batch_size: int = 250, flip: bool = False, 
     was_training = model.training
     model.eval()
     logits = []
-    for start in tqdm(range(0, len(dataset), batch_size), disable=not progress, leave=False, unit="batch", desc="predicting"):
+    for start in tqdm(range(0, len(dataset), batch_size), leave=False, unit="batch", desc="predicting"):
         images = dataset.tensor(slice(start, start + batch_size)).to(device, memory_format=torch.channels_last)
         out = model(images)
         logits.append((out + model(images.flip(-1))) / 2 if flip else out)

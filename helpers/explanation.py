@@ -25,6 +25,14 @@ def top_overlap(first: torch.Tensor, second: torch.Tensor, count: int = 4) -> np
     return (a & b).sum(1) / (a | b).sum(1)
 
 
+def compare(first: torch.Tensor, second: torch.Tensor) -> dict[str, float]:
+    """How alike the maps of two sets are, (N, h, w) twice: median rank correlation, its 95 % interval, mean top-4 overlap."""
+    correlation = rank_correlation(first, second)
+    low, high = interval(correlation)
+    overlap = float(top_overlap(first, second).mean())
+    return {"Spearman, median": float(np.nanmedian(correlation)), "95 % from": low, "to": high, "top-4 overlap, mean": overlap}
+
+
 def centred(maps: torch.Tensor) -> torch.Tensor:
     """Maps of all classes (N, num_classes, h, w) less their mean over classes.
 

@@ -116,7 +116,5 @@ def load_pretrained(name: str = "cifar10") -> PreActResNet:
         model = resnet18(num_classes, width=features // 8)
         model.load_state_dict(state)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} does not hold weights of this network ({type(error).__name__}); delete it or train again"
-        ) from error
+        raise ValueError(f"{path} holds no weights of this network ({type(error).__name__}): delete it or train again") from error
     return model.eval()

@@ -1,4 +1,4 @@
-"""Draw: arrays in, a matplotlib Figure out. Figures stand apart from pyplot, so a notebook shows one only where it ends a cell."""
+"""Draw: arrays in, a matplotlib Figure out. Figures stand apart from pyplot: a notebook shows one only where it ends a cell."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def class_counts(counts: dict, classes) -> Figure:
         ax.bar(np.arange(len(classes)) + (i - (len(counts) - 1) / 2) * width, values, width, label=name, color=colour)
     ax.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
     ax.set(ylabel="images")
-    ax.legend()
+    figure.legend(loc="outside upper center", ncols=len(counts))
     return figure
 
 
@@ -61,7 +61,7 @@ def lines(x, series: dict, xlabel: str, ylabel: str, references: dict | None = N
         ax.axhline(value, label=label, color="0.35", linestyle=style)
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
     ax.grid(alpha=0.3)
-    if len(series) + len(references or {}) > 1:
+    if list(series) != [ylabel] or references:
         ax.legend()
     return figure
 
@@ -85,6 +85,7 @@ def confusion_heatmap(matrix: np.ndarray, classes) -> Figure:
     )
     ax.set(xlabel="predicted class", ylabel="actual class")
     ax.tick_params(axis="x", rotation=45)
+    ax.tick_params(axis="y", rotation=0)
     return figure
 
 
@@ -113,17 +114,17 @@ def bars(values: dict, xlabel: str, xlim=None) -> Figure:
     return figure
 
 
-def explanations(images, titles, overlays: dict | None = None, signed: dict | None = None, limit: float | None = None) -> Figure:
+def explanations(images, titles, overlays=None, signed=None, scale: float = 1.15) -> Figure:
     """A row of images and, below each, its maps: one row for every entry.
 
-    images: (N, 3, H, W) in [0, 1].  overlays: {label: heatmaps (N, H, W) in [0, 1]}, drawn over the images.
-    signed: {label: raw maps (N, h, w)}, drawn cell by cell on one scale, white at zero, from -limit to limit (by default the
-    largest absolute value in the figure).
+    images: (N, 3, H, W) in [0, 1].  overlays: {label: heatmaps (N, H, W) in [0, 1]}, drawn over the images in grey.
+    signed: {label: raw maps (N, h, w)}, drawn cell by cell on one scale from minus to plus the largest absolute value of all.
     """
     overlays, signed = overlays or {}, signed or {}
     rows, columns = 1 + len(overlays) + len(signed), len(images)
-    figure = Figure(figsize=(1.15 * columns + 2.1, 1.15 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    figure = Figure(figsize=(scale * columns + 2.2, scale * rows + 0.4), layout="constrained")
+    grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1] * columns + [0.12])
+    axes = np.array([[figure.add_subplot(grid[r, c]) for c in range(columns)] for r in range(rows)])
     for ax, label in zip(axes[:, 0], ["image", *overlays, *signed]):
         ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
     for ax, image, title in zip(axes[0], images, titles):
@@ -131,16 +132,16 @@ def explanations(images, titles, overlays: dict | None = None, signed: dict | No
         ax.set_title(title, fontsize=8)
     for row, maps in zip(axes[1:], overlays.values()):
         for ax, image, heat in zip(row, images, maps):
-            ax.imshow(_pixels(image))
-            shown = ax.imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1, alpha=0.55)
+            ax.imshow(_pixels(image).mean(-1), cmap="gray")
+            shown = ax.imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1, alpha=0.6)
     if overlays:
-        figure.colorbar(shown, ax=axes[1 : 1 + len(overlays)], label="share of the\nmap's maximum", shrink=0.9)
+        figure.colorbar(shown, cax=figure.add_subplot(grid[1 : 1 + len(overlays), -1]), label="share of the\nmap's maximum")
+    limit = max((float(np.abs(_array(cells)).max()) for maps in signed.values() for cells in maps), default=0) or 1.0
+    for row, maps in zip(axes[1 + len(overlays) :], signed.values()):
+        for ax, cells in zip(row, maps):
+            shown = ax.imshow(_array(cells), cmap=SIGNED, vmin=-limit, vmax=limit)
     if signed:
-        limit = limit or max(float(np.abs(_array(m)).max()) for m in signed.values()) or 1.0
-        for row, maps in zip(axes[1 + len(overlays) :], signed.values()):
-            for ax, cells in zip(row, maps):
-                shown = ax.imshow(_array(cells), cmap=SIGNED, vmin=-limit, vmax=limit)
-        figure.colorbar(shown, ax=axes[1 + len(overlays) :], label="evidence\n(logit units)", shrink=0.9)
+        figure.colorbar(shown, cax=figure.add_subplot(grid[1 + len(overlays) :, -1]), label="evidence\n(logit units)")
     for ax in axes.flat:
         _bare(ax)
     return figure

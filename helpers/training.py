@@ -83,11 +83,11 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=on_gpu)
 
 
-def train_one_epoch(model, loader, optimizer, scheduler, scaler, criterion, image_size, device, progress=True) -> dict:
+def train_one_epoch(model, loader, optimizer, scheduler, scaler, criterion, image_size, device) -> dict:
     """One pass over the loader's images. Returns their mean loss and accuracy, per image, as seen while learning."""
     model.train()
     loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
-    bar = tqdm(loader, disable=not progress, leave=False, unit="batch")
+    bar = tqdm(loader, leave=False, unit="batch")
     for step, (images, labels) in enumerate(bar):
         images = to_float(images.to(device, memory_format=torch.channels_last, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
@@ -128,14 +128,13 @@ def fit(
     config: TrainConfig,
     device: torch.device | None = None,
     checkpoint=None,
-    progress: bool = True,
     log=None,
 ) -> pd.DataFrame:
     """Train the model in place and return its history, one row an epoch.
 
     validation: scored after every epoch; None leaves those columns empty.
     checkpoint: a path; written after every epoch, and resumed from when it exists.
-    log: called with the row of each finished epoch.
+    log: called with the row of each finished epoch.  (The progress bar is tqdm's: TQDM_DISABLE=1 silences it.)
     Columns: epoch, image_size, train_loss, train_accuracy, validation_loss, validation_accuracy, learning_rate, seconds.
     """
     device = device or default_device()
@@ -154,9 +153,7 @@ def fit(
         start = time.perf_counter()
         seed_epoch(generator, train, config.seed, epoch)
         scores = {
-            "train": train_one_epoch(
-                model, loader, optimizer, scheduler, scaler, criterion, config.image_size(epoch), device, progress
-            )
+            "train": train_one_epoch(model, loader, optimizer, scheduler, scaler, criterion, config.image_size(epoch), device)
         }
         if validation is not None:
             scores["validation"] = evaluate(model, make_loader(validation, 500), device)

@@ -1,0 +1,433 @@
+import hashlib
+import http.server
+import io
+import os
+import pickle
+import shutil
+import socket
+import tarfile
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from helpers import data
+from helpers.augmentation import augmentation_steps, compose
+from helpers.data import CLASSES, MEAN, STD, Dataset, channel_statistics, load_dataset, make_loader, project_root, seed_transform
+from helpers.data import split as split_off
+
+
+def save(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(path, **options)
+
+
+def grey(level):
+    return np.full((32, 32, 3), level, np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Dogs are even and cats odd; image n of train/ has the grey level n, of test/ 100 + n."""
+    for part, offset in (("train", 0), ("test", 100)):
+        for n in range(4):
+            save(tmp_path / "pets" / part / ("dog", "cat")[n % 2] / f"{n}.png", grey(offset + n))
+    (tmp_path / "pets" / "train" / "cat" / "notes.txt").write_text("no image")
+    return tmp_path / "pets"
+
+
+def levels(dataset):
+    return dataset.images[:, 0, 0, 0].tolist()
+
+
+def test_folder_is_read_in_the_order_of_file_names_with_classes_by_alphabet(folder):
+    pair = load_dataset(str(folder))
+    assert (levels(pair.train), levels(pair.test)) == ([0, 1, 2, 3], [100, 101, 102, 103])
+    assert pair.train.labels.tolist() == pair.test.labels.tolist() == [1, 0, 1, 0]
+    assert (pair.classes, pair.name) == (("cat", "dog"), "pets")
+    assert pair.train.labels.dtype == np.int64 and pair.train.images.dtype == np.uint8
+
+
+SHARP = {"quality": 95, "subsampling": 0}  # of a JPEG: colours do not run into each other
+RAMP = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+COLOURS = np.stack([RAMP // 4, RAMP % 256, 255 - RAMP // 4], axis=-1).astype(np.uint8)
+GREYS = np.repeat(COLOURS[..., :1], 3, axis=-1)
+HALVES = np.repeat([[[250, 10, 10]], [[10, 10, 250]]], 16, axis=0).repeat(32, axis=1).astype(np.uint8)  # red above blue
+WIDE = np.concatenate([np.full((64, 20, 3), 255, np.uint8), COLOURS.repeat(2, 0).repeat(2, 1), grey(255)[:, :20].repeat(2, 0)], 1)
+
+
+@pytest.mark.parametrize(
+    "file, image, expected, tolerance",
+    [
+        ("rgb.png", Image.fromarray(COLOURS), COLOURS, 0),
+        ("rgba.png", Image.fromarray(np.dstack([COLOURS, np.full((32, 32), 255, np.uint8)])), COLOURS, 0),
+        ("grey.png", Image.fromarray(COLOURS[..., 0]), GREYS, 0),
+        ("grey16.png", Image.fromarray(RAMP * 64), GREYS, 1),
+        ("palette.png", Image.fromarray(HALVES).quantize(4), HALVES, 0),
+        ("photo.jpg", Image.fromarray(HALVES), HALVES, 6),
+        ("grey.JPG", Image.fromarray(GREYS[..., 0]), GREYS, 6),
+        ("small.png", Image.fromarray(grey(70)[:5, :9]), grey(70), 0),
+        ("wide.png", Image.fromarray(WIDE), COLOURS, 40),  # its white margins are cut off; bicubic rings at the ramp's jumps
+    ],
+)
+def test_any_image_becomes_32_pixels_of_rgb(folder, file, image, expected, tolerance):
+    save(folder / "train" / "dog" / f"9{file}", image, **SHARP)
+    last = load_dataset(folder).train.images[-1].astype(int)
+    assert np.abs(last - expected).max() <= tolerance
+
+
+def test_photographs_are_turned_upright_as_their_exif_asks(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees clockwise to view"
+    save(folder / "train" / "dog" / "9.jpg", HALVES, exif=exif, **SHARP)
+    upright = load_dataset(folder).train.images[-1].astype(int)
+    assert np.abs(upright - np.rot90(HALVES, -1)).max() <= 6
+
+
+@pytest.mark.parametrize(
+    "spoil, error, offender",
+    [
+        (lambda f: shutil.rmtree(f), FileNotFoundError, "pets"),
+        (lambda f: shutil.rmtree(f / "test"), FileNotFoundError, "test"),
+        (lambda f: shutil.rmtree(f / "test" / "dog"), ValueError, "'dog'"),
+        (lambda f: [(f / part / "owl").mkdir() for part in ("train", "test")], ValueError, "owl"),
+        (lambda f: [shutil.rmtree(f / part / "dog") for part in ("train", "test")], ValueError, "'cat'"),
+        (lambda f: [shutil.rmtree(f / "test" / name) for name in ("cat", "dog")], ValueError, "test"),
+        (lambda f: (f / "test" / "cat" / "3.png").write_bytes(b"no image"), ValueError, "3.png"),
+        (lambda f: os.truncate(f / "test" / "cat" / "3.png", 60), ValueError, "3.png"),
+    ],
+    ids=["folder", "split", "class of one split", "empty class", "one class", "no class", "unreadable", "truncated"],
+)
+def test_malformed_folder_is_one_line_that_names_the_offender(folder, spoil, error, offender):
+    spoil(folder)
+    with pytest.raises(error) as caught:
+        load_dataset(folder)
+    assert offender in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'cifar'.*'auto', 'cifar10', 'shapes10'.*folder"):
+        load_dataset("cifar")
+
+
+def fail(*args, **kwargs):
+    raise AssertionError("called")
+
+
+def test_second_load_decodes_nothing(folder, monkeypatch):
+    first = load_dataset(folder)
+    monkeypatch.setattr(data, "_decode", fail)
+    second = load_dataset(folder)
+    assert all(np.array_equal(a.images, b.images) for a, b in zip(first[:2], second[:2]))
+    assert levels(second.test) == [100, 101, 102, 103]
+
+
+def test_changed_and_added_files_invalidate_the_cache(folder):
+    changed = folder / "train" / "cat" / "5.bmp"  # not compressed, so only its time gives the change away
+    for level, seconds in ((5, 10**9), (55, 10**9 + 1)):
+        save(changed, grey(level))
+        os.utime(changed, (seconds, seconds))
+        assert levels(load_dataset(folder).train) == [0, 1, 2, 3, level]
+    save(folder / "train" / "cat" / "4.png", grey(4))
+    assert levels(load_dataset(folder).train) == [0, 1, 2, 3, 4, 55]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b"", lambda b: b"garbage", lambda b: b[:2000], lambda b: b[:2000] + b"?" + b[2001:]],
+    ids=["empty", "garbage", "truncated", "one byte"],
+)
+def test_damaged_cache_is_ignored_and_replaced(folder, damage, monkeypatch):
+    load_dataset(folder)
+    (cache,) = folder.parent.glob("*.npz")
+    cache.write_bytes(damage(cache.read_bytes()))
+    assert levels(load_dataset(folder).test) == [100, 101, 102, 103]
+    monkeypatch.setattr(data, "_decode", fail)
+    assert levels(load_dataset(folder).test) == [100, 101, 102, 103]
+
+
+def test_cache_that_cannot_be_written_leaves_nothing_behind(folder):
+    (folder.parent / "pets.cache.npz").mkdir()
+    assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["pets", "pets.cache.npz"]
+
+
+def test_read_only_parent_goes_without_a_cache(folder):
+    folder.parent.chmod(0o500)
+    try:
+        if os.access(folder.parent, os.W_OK):
+            pytest.skip("this user or system may write to read-only folders")
+        assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
+        assert list(folder.parent.iterdir()) == [folder]
+    finally:
+        folder.parent.chmod(0o700)
+
+
+@pytest.fixture
+def cifar10(monkeypatch):
+    """CIFAR-10's seven files with three images a batch, and their MD5 in place of the real ones."""
+    generator, files = np.random.default_rng(0), {}
+    for name, md5s in (("train_list", CIFAR10.train_list), ("test_list", CIFAR10.test_list)):
+        for batch, _ in md5s:
+            pixels = generator.integers(0, 256, (3, 3072), dtype=np.uint8)
+            files[batch] = pickle.dumps({"data": pixels, "labels": generator.integers(0, 10, 3).tolist()})
+        monkeypatch.setattr(CIFAR10, name, [[batch, hashlib.md5(files[batch]).hexdigest()] for batch, _ in md5s])
+    files["batches.meta"] = pickle.dumps({"label_names": list(CLASSES)})
+    monkeypatch.setitem(CIFAR10.meta, "md5", hashlib.md5(files["batches.meta"]).hexdigest())
+    return files
+
+
+@pytest.fixture
+def archive(cifar10, monkeypatch):
+    """The bytes of a cifar-10-python.tar.gz that holds those files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in cifar10.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(buffer.getvalue()).hexdigest())
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def mirror(monkeypatch):
+    """The server that CIFAR10_URL names: sends `.headers` and `.body`, then waits for `.go_on`; notes what it was `.asked`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.asked.append(self.path)
+            self.send_response(200 if server.body else 404)
+            for name, value in server.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(server.body)
+            self.wfile.flush()
+            server.go_on.wait(20)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.body, server.headers, server.go_on = [], b"", {}, threading.Event()
+    server.go_on.set()
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("WALKTHROUGH_DATA", raising=False)
+    monkeypatch.setenv("CIFAR10_URL", f"http://127.0.0.1:{server.server_address[1]}/mirrored.tar.gz")
+    yield server
+    server.go_on.set()
+    server.shutdown()
+    server.server_close()
+
+
+def assert_is_cifar10(pair, files):
+    assert (pair.name, pair.classes) == ("cifar10", CLASSES)
+    batches = [pickle.loads(files[name]) for name in [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]]
+    for dataset, parts in ((pair.train, batches[:5]), (pair.test, batches[5:])):
+        assert dataset.labels.tolist() == sum((part["labels"] for part in parts), [])
+        # A row of a batch is all red, then all green, then all blue pixels.
+        assert np.array_equal(dataset.images.transpose(0, 3, 1, 2).reshape(-1, 3072), np.concatenate([p["data"] for p in parts]))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "auto"])
+def test_download_is_unpacked_and_not_repeated(tmp_path, monkeypatch, mirror, cifar10, archive, name):
+    monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
+    mirror.body, mirror.headers = archive, {"Content-Length": len(archive)}
+    assert_is_cifar10(load_dataset(name), cifar10)
+    assert_is_cifar10(load_dataset(name), cifar10)
+    assert mirror.asked == ["/mirrored.tar.gz"]
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["cifar-10-batches-py"]
+
+
+def break_off(mirror, archive):
+    mirror.body, mirror.headers = archive[:-100], {"Content-Length": len(archive)}
+
+
+def break_off_within_a_chunk(mirror, archive):
+    mirror.body, mirror.headers = b"%x\r\n" % len(archive) + archive[:-100], {"Transfer-Encoding": "chunked"}
+
+
+def stall(mirror, archive):
+    break_off(mirror, archive)
+    mirror.go_on.clear()
+
+
+def send_another_file(mirror, archive):
+    mirror.body, mirror.headers = archive + b"?", {"Content-Length": len(archive) + 1}
+
+
+@pytest.mark.parametrize(
+    "prepare, reason",
+    [
+        (send_another_file, "MD5"),
+        (break_off, "of [0-9,]+ bytes"),
+        (break_off_within_a_chunk, "IncompleteRead|connection closed"),
+        (stall, "timed out"),
+        (lambda mirror, archive: None, "404"),
+    ],
+    ids=["another file", "broken off", "broken off in a chunk", "stalled", "absent"],
+)
+def test_failed_download_names_the_remedies_and_leaves_nothing(tmp_path, monkeypatch, mirror, archive, prepare, reason):
+    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.5)
+    prepare(mirror, archive)
+    remedies = f"{os.environ['CIFAR10_URL']}.*({reason}).*CIFAR10_URL.*data/cifar10/.*shapes10"
+    with pytest.raises(RuntimeError, match=remedies) as caught:
+        load_dataset("cifar10", tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/x", "http://127.0.0.1:port/x", "mirror/cifar-10-python.tar.gz"])
+def test_address_without_a_server_is_a_failed_download(tmp_path, monkeypatch, url):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("CIFAR10_URL", url.format(port=port))
+    with pytest.raises(RuntimeError, match="could not be downloaded from .*; check the network"):
+        load_dataset("cifar10", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_says_why_it_falls_back_and_asks_the_network_once_a_day(tmp_path, mirror, capsys):
+    for _ in range(2):
+        pair = load_dataset("auto", tmp_path, train_size=11, test_size=3)
+        assert (pair.name, len(pair.train), len(pair.test)) == ("shapes10", 11, 3)
+        (banner,) = capsys.readouterr().out.splitlines()
+        assert "Shapes-10" in banner and "404" in banner and "CIFAR10_URL" in banner
+    assert len(mirror.asked) == 1
+    (marker,) = tmp_path.iterdir()
+    day_before = marker.stat().st_mtime - 24 * 3600 - 1
+    os.utime(marker, (day_before, day_before))
+    load_dataset("auto", tmp_path, train_size=1, test_size=1)
+    assert len(mirror.asked) == 2
+    load_dataset("auto", tmp_path, train_size=1, test_size=1)
+    assert len(mirror.asked) == 2  # the second failure is remembered as well
+
+
+def test_auto_goes_on_where_nothing_can_be_written(tmp_path, mirror, capsys):
+    (tmp_path / "file").touch()
+    assert load_dataset("auto", tmp_path / "file" / "data", train_size=1, test_size=1).name == "shapes10"
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_auto_and_cifar10_use_a_folder_on_disk(tmp_path, mirror):
+    for part in ("train", "test"):
+        for n, name in enumerate(CLASSES):
+            save(tmp_path / "cifar10" / part / name / f"{9 - n}.png", grey(n))
+    for name in ("auto", "cifar10"):
+        pair = load_dataset(name, tmp_path)
+        assert (pair.name, pair.classes, levels(pair.train)) == ("cifar10", CLASSES, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
+    assert mirror.asked == []
+
+
+def test_environment_overrides_auto_and_nothing_else(tmp_path, mirror, folder, monkeypatch):
+    shutil.copytree(folder, tmp_path / "cifar10")
+    monkeypatch.setenv("WALKTHROUGH_DATA", str(folder))
+    assert [load_dataset(name, tmp_path).name for name in ("auto", "cifar10")] == ["pets", "cifar10"]
+    assert mirror.asked == []
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+def test_damaged_batches_are_named(tmp_path, cifar10, name):
+    batches = tmp_path / "cifar-10-batches-py"
+    batches.mkdir()
+    for file, content in cifar10.items():
+        (batches / file).write_bytes(content[:-1] if file == name else content)
+    with pytest.raises(RuntimeError, match="cifar-10-batches-py is damaged: delete that folder"):
+        load_dataset("cifar10", tmp_path)
+
+
+NUMBERED = Dataset(
+    images=np.arange(20, dtype=np.uint8).repeat(3072).reshape(20, 32, 32, 3),
+    labels=np.arange(20),
+    classes=CLASSES,
+    masks=(np.arange(20) % 2 == 1).repeat(1024).reshape(20, 32, 32),
+)
+
+
+def test_split_is_disjoint_complete_and_fixed_by_its_seed():
+    rest, chosen = split_off(NUMBERED, 6, seed=1)
+    assert len(chosen) == 6 and sorted(levels(rest) + levels(chosen)) == list(range(20))
+    for part in (rest, chosen):  # images, labels and masks stay together
+        assert levels(part) == part.labels.tolist()
+        assert part.masks[:, 5, 5].tolist() == [n % 2 == 1 for n in levels(part)]
+    assert levels(chosen) == levels(split_off(NUMBERED, 6, seed=1)[1]) != levels(split_off(NUMBERED, 6, seed=2)[1])
+
+
+@pytest.mark.parametrize("size", [-1, 0, 20])
+def test_split_needs_images_on_both_sides(size):
+    with pytest.raises(ValueError, match="between 1 and 19"):
+        split_off(NUMBERED, size)
+
+
+def test_sizes_choose_images_at_random_but_always_the_same(folder):
+    for n in range(4, 40):
+        save(folder / "train" / ("dog", "cat")[n % 2] / f"{n:02}.png", grey(n))
+    pair, again = (load_dataset(folder, train_size=20, test_size=99) for _ in range(2))
+    assert len(set(levels(pair.train))) == 20 and len(pair.test) == 4
+    assert levels(pair.train) == levels(again.train) != levels(load_dataset(folder).train)[:20]
+    assert pair.train.labels.tolist() == [1 - n % 2 for n in levels(pair.train)]
+
+
+def test_items_are_channels_first_and_tensors_scaled_to_one():
+    dataset = Dataset(COLOURS[None], np.array([4]), CLASSES)
+    image, label = dataset[0]
+    assert label == 4 and image.dtype == torch.uint8 and np.array_equal(image[2], COLOURS[..., 2])
+    assert np.allclose(dataset.tensor()[0, 1], COLOURS[..., 1] / 255) and dataset.tensor().shape == (1, 3, 32, 32)
+
+
+def test_channel_statistics_are_those_of_the_floats():
+    images = np.random.default_rng(0).integers(0, [256, 100, 30], (5, 32, 32, 3), dtype=np.uint8)
+    means, stds = channel_statistics(images)
+    assert means == pytest.approx((images / 255).mean((0, 1, 2)))
+    assert stds == pytest.approx((images / 255).std((0, 1, 2)))
+
+
+def test_mean_and_std_are_those_of_all_training_pixels(monkeypatch):
+    root = project_root() / "data"
+    if not any((root / name).is_dir() for name in ("cifar10", CIFAR10.base_folder)):
+        pytest.skip("CIFAR-10 is not in data/")
+    monkeypatch.setattr(data, "_write_cache", lambda *_, **__: None)  # a test leaves data/ as it was
+    train = load_dataset("cifar10", root).train
+    assert train.images.shape == (50000, 32, 32, 3)
+    means, stds = channel_statistics(train.images)
+    assert means == pytest.approx(MEAN, abs=5e-5) and stds == pytest.approx(STD, abs=5e-5)
+
+
+def test_loader_keeps_the_order_or_shuffles_every_epoch_anew():
+    assert [labels.tolist() for _, labels in make_loader(NUMBERED, 8)] == [[*range(8)], [*range(8, 16)], [*range(16, 20)]]
+    loader = make_loader(NUMBERED, 8, torch.Generator().manual_seed(0))
+    first, second = (torch.cat([labels for _, labels in loader]).tolist() for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(20)) and first != second
+    assert all(torch.equal(images[:, 0, 0, 0], labels) for images, labels in loader)
+
+
+def crops(seed, num_workers, augmentation_seed=None):
+    """The batches of two epochs, as bytes: random crops of 64 copies of one image."""
+    transform = compose(augmentation_steps(hole=0, degrees=0, flip=False))
+    dataset = Dataset(COLOURS[None].repeat(64, 0), np.zeros(64, int), CLASSES, transform=transform)
+    if augmentation_seed is not None:
+        seed_transform(dataset, augmentation_seed)
+    loader = make_loader(dataset, 16, torch.Generator().manual_seed(seed), num_workers)
+    return [images.numpy().tobytes() for _ in range(2) for images, _ in loader]
+
+
+def test_crops_differ_between_workers_and_epochs_and_repeat_with_the_generator():
+    batches = crops(seed=0, num_workers=2)
+    assert len(set(batches)) == len(batches) == 8
+    assert crops(seed=0, num_workers=2) == batches
+    assert not set(crops(seed=1, num_workers=2)) & set(batches)
+
+
+def test_crops_without_workers_repeat_with_the_seed_of_the_augmentation():
+    batches = crops(0, 0, augmentation_seed=5)
+    assert len(set(batches)) == 8
+    assert crops(0, 0, augmentation_seed=5 + 2**32) == batches  # 32 bits of the seed count
+    assert not set(crops(0, 0, augmentation_seed=6)) & set(batches)
+    seed_transform(replace(NUMBERED, transform=None), 5)  # nothing to seed

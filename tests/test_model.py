@@ -1,0 +1,176 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers.model import WEIGHTS, PreActBlock, describe_stages, load_pretrained, resnet18, save_weights
+
+SHIPPED = sorted(WEIGHTS.glob("*.pt"))
+REFUSED = r"net\.pt .*delete it"  # the file is named, and what to do
+
+
+def randomise(module, seed=0):
+    """Give every parameter and statistic a value of its own: fresh batch norms are nearly the identity and hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            tensor.data = 0.5 + torch.rand(tensor.shape, generator=generator)
+    return module.eval()
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return randomise(resnet18(num_classes=7, width=8, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+
+
+def test_full_size_network_has_the_documented_number_of_parameters():
+    assert sum(p.numel() for p in resnet18().parameters()) == 11_171_146
+
+
+@pytest.mark.parametrize(("in_channels", "channels", "stride"), [(4, 6, 2), (4, 6, 1), (4, 4, 2), (4, 4, 1)])
+def test_block_is_two_preactivated_convolutions_and_a_shortcut_of_the_activated_input(in_channels, channels, stride):
+    torch.manual_seed(0)
+    block, x = randomise(PreActBlock(in_channels, channels, stride)), torch.randn(2, in_channels, 8, 8)
+    p = dict(block.named_parameters()) | dict(block.named_buffers())
+
+    def norm_relu(x, name):
+        return F.batch_norm(x, *(p[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))).relu()
+
+    activated = norm_relu(x, "norm1")
+    residual = F.conv2d(
+        norm_relu(F.conv2d(activated, p["conv1.weight"], stride=stride, padding=1), "norm2"), p["conv2.weight"], padding=1
+    )
+    keeps_shape = in_channels == channels and stride == 1
+    shortcut = x if keeps_shape else F.conv2d(activated, p["shortcut.weight"], stride=stride)
+    torch.testing.assert_close(block(x), residual + shortcut)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 24), (32, 32), (64, 64), (16, 64)])
+def test_logits_are_the_linear_layer_of_the_mean_of_layer4_without_a_relu(model, height, width):
+    kept = []
+    model.layer4.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    logits = model(torch.rand(2, 3, height, width))
+    assert kept[0].shape == (2, 64, height // 8, width // 8)
+    assert kept[0].min() < 0
+    torch.testing.assert_close(logits, kept[0].mean((2, 3)) @ model.fc.weight.T + model.fc.bias)
+
+
+def test_model_normalises_its_images_itself(model):
+    images = torch.rand(2, 3, 32, 32)
+    plain = resnet18(7, width=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k not in ("mean", "std")}, strict=False)
+    by_hand = torch.stack([(images[:, c] - 0.1 * (c + 1)) / (0.4 + 0.1 * c) for c in range(3)], dim=1)
+    torch.testing.assert_close(model(images), plain(by_hand))
+    assert not {"mean", "std"} & {name for name, _ in model.named_parameters()}
+
+
+def test_saved_weights_come_back_in_half_precision(model, tmp_path):
+    save_weights(model, tmp_path / "net.pt")
+    loaded = load_pretrained(tmp_path / "net.pt")
+    assert (loaded.fc.out_features, loaded.stem.out_channels, loaded.training) == (7, 8, False)
+    for name, value in model.state_dict().items():
+        exact = name in ("mean", "std") or not value.is_floating_point()
+        assert torch.equal(loaded.state_dict()[name], value if exact else value.half().float()), name
+        assert loaded.state_dict()[name].dtype == value.dtype, name
+    assert [p.name for p in tmp_path.iterdir()] == ["net.pt"]
+    assert (tmp_path / "net.pt").stat().st_size < 2.3 * sum(v.numel() for v in model.state_dict().values()) + 50_000
+
+
+def test_weights_of_a_run_are_found_by_name(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
+    (tmp_path / "runs").mkdir()
+    save_weights(model, tmp_path / "runs" / "flowers.pt")
+    assert torch.equal(load_pretrained("flowers").fc.weight, model.fc.weight.half().float())
+
+
+def test_failed_save_leaves_the_old_file(model, tmp_path, monkeypatch):
+    path = tmp_path / "net.pt"
+    save_weights(model, path)
+    before = path.read_bytes()
+    monkeypatch.setattr(torch, "save", lambda state, file: (open(file, "wb").write(b"half"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        save_weights(model, path)
+    assert path.read_bytes() == before
+
+
+def test_missing_weights_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="'nothing_here'"):
+        load_pretrained("nothing_here")
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.1, 0.5, 0.99])
+def test_truncated_weights_are_refused_in_one_line(model, tmp_path, share):
+    path = tmp_path / "net.pt"
+    save_weights(model, path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=REFUSED) as caught:
+        load_pretrained(path)
+    assert "\n" not in str(caught.value)
+
+
+FOREIGN = {
+    "other net": {"weight": torch.zeros(2)},
+    "empty": {},
+    "list": [1],
+    "tensor": torch.zeros(3),
+    "number": {"fc.weight": 1},
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_foreign_torch_file_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=REFUSED):
+        load_pretrained(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("text", ["not a network", "epoch,loss\n1,2\n", "<html>404</html>"])
+def test_text_file_is_refused(tmp_path, text):
+    (tmp_path / "net.pt").write_text(text)
+    with pytest.raises(ValueError, match=REFUSED):
+        load_pretrained(tmp_path / "net.pt")
+
+
+def test_code_in_a_weights_file_is_not_run(tmp_path):
+    target = tmp_path / "made_by_the_pickle"
+    (tmp_path / "net.pt").write_bytes(f"cos\nmkdir\n(V{target.as_posix()}\ntR.".encode())
+    with pytest.raises(ValueError, match=REFUSED):
+        load_pretrained(tmp_path / "net.pt")
+    assert not target.exists()
+    pickle.loads((tmp_path / "net.pt").read_bytes())  # the same bytes do run where nothing stops them
+    assert target.exists()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[p.stem for p in SHIPPED])
+def test_shipped_weights_load_by_name(path):
+    loaded, stored = load_pretrained(path.stem).state_dict(), torch.load(path, weights_only=True)
+    assert loaded.keys() == stored.keys()
+    assert all(torch.equal(loaded[k], stored[k].to(loaded[k].dtype)) for k in stored)
+    assert all(v.isfinite().all() for v in loaded.values()), "half precision overflowed"
+    assert len(loaded["fc.bias"]) == 10
+
+
+def test_described_stages_agree_with_receptive_fields_by_hand():
+    table = describe_stages(resnet18(width=8), size=48)
+    assert list(table.receptive_field) == [3, 11, 25, 53, 109]
+    assert list(table.stride) == [1, 1, 2, 4, 8]
+    assert list(table.channels) == [8, 8, 16, 32, 64]
+    assert list(table.height) == list(table.width) == [48, 48, 24, 12, 6]
+    assert list(table.stage) == ["stem", "layer1", "layer2", "layer3", "layer4"]
+
+
+@pytest.mark.parametrize("stage", ["layer1", "layer2", "layer3"])
+def test_described_receptive_field_is_the_extent_of_the_input_gradient(model, stage):
+    kept = []
+    model.get_submodule(stage).register_forward_hook(lambda module, inputs, output: kept.append(output))
+    images = torch.rand(8, 3, 64, 64, requires_grad=True)  # several, as a ReLU may close a path in one
+    model(images)
+    middle = kept[0].shape[-1] // 2
+    (gradient,) = torch.autograd.grad(kept[0][:, :, middle, middle].sum(), images)
+    rows, columns = np.nonzero(gradient.abs().sum((0, 1)).numpy())
+    expected = describe_stages(model, 64).set_index("stage").receptive_field[stage]
+    assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == expected

@@ -1,0 +1,63 @@
+"""What holds for every notebook as a file; that they run is tested by nbval."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from helpers import data, shapes
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_the_series_is_complete():
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_data_augmentation",
+        "02_training",
+        "03_evaluation",
+        "04_gradcam_correct",
+        "05_gradcam_incorrect",
+    ]
+
+
+def test_the_first_code_cell_is_the_same_everywhere():
+    assert len({code_cells(path)[0].source for path in NOTEBOOKS}) == 1
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_metadata_asks_colab_for_a_gpu(path):
+    metadata = nbformat.read(path, as_version=4).metadata
+    assert metadata["accelerator"] == "GPU" and metadata["kernelspec"]["name"] == "python3"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_few_and_short(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert 18 <= len(cells) <= 25
+    assert max(len(cell.source.splitlines()) for cell in code_cells(path)) <= 15
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_code_names_no_class(path):
+    code = "\n".join(cell.source for cell in code_cells(path))
+    assert not re.search(rf"\b({'|'.join(data.CLASSES + shapes.CLASSES)})\b", code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_come_from_one_clean_run(path):
+    cells = code_cells(path)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"stream", "execute_result", "display_data"}
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_committed_notebook_is_small_and_holds_no_machine_path(path):
+    assert path.stat().st_size < 1_500_000
+    assert not re.search(r"/(home|root|tmp|Users|content)/|[A-Z]:\\\\", path.read_text(encoding="utf-8"))

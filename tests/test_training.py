@@ -1,0 +1,317 @@
+import io
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from dataclasses import fields, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from sklearn.metrics import accuracy_score, log_loss
+from torch import nn
+
+from helpers import shapes
+from helpers.augmentation import augmentation_steps, compose
+from helpers.data import Dataset, make_loader
+from helpers.model import load_pretrained, resnet18
+from helpers.training import (
+    TrainConfig,
+    evaluate,
+    fit,
+    load_checkpoint,
+    main,
+    make_optimizer,
+    make_scheduler,
+    resize,
+    save_checkpoint,
+    seed_epoch,
+    train_one_epoch,
+)
+
+CPU = torch.device("cpu")
+SMALL = TrainConfig(epochs=4, batch_size=5, image_sizes=(16, 16, 24), seed=3)
+
+
+@pytest.fixture
+def data():
+    return Dataset(**shapes.generate(13, seed=0), classes=shapes.CLASSES)  # 13: the last of three batches of 5 is smaller
+
+
+def tiny_net(seed=0):
+    torch.manual_seed(seed)
+    return resnet18(width=2)
+
+
+def parts_of(model, config, steps_per_epoch=3):
+    optimizer = make_optimizer(model, config)
+    return model, optimizer, make_scheduler(optimizer, config, steps_per_epoch), torch.amp.GradScaler("cpu", enabled=False)
+
+
+def test_two_epochs_are_sgd_nesterov_on_the_smoothed_loss_computed_in_numpy():
+    config = TrainConfig(momentum=0.8, weight_decay=0.3, label_smoothing=0.2, peak_lr=0.5)
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (7, 3, 2, 2), dtype=np.uint8), rng.integers(0, 3, 7)
+    batches = [slice(0, 4), slice(4, 7)]  # of unequal size: a mean over batches is not the mean over images
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double().float()
+    weight, bias = (p.detach().double().numpy().copy() for p in model.parameters())
+    optimizer = make_optimizer(model, config)
+    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    loader = [(torch.from_numpy(images[b]), torch.from_numpy(labels[b])) for b in batches]
+    criterion, scaler = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing), torch.amp.GradScaler("cpu", enabled=False)
+    velocity_w, velocity_b = 0.0, 0.0
+    for _ in range(2):
+        got = train_one_epoch(model, loader, optimizer, constant, scaler, criterion, 2, CPU)
+        losses, hits = [], []
+        for b in batches:
+            x = images[b].reshape(-1, 12) / 255
+            e = np.exp(x @ weight.T + bias)
+            p, target = e / e.sum(1, keepdims=True), 0.8 * np.eye(3)[labels[b]] + 0.2 / 3
+            losses += list(-(target * np.log(p)).sum(1))
+            hits += list(p.argmax(1) == labels[b])
+            gradient_w = (p - target).T @ x / len(x) + 0.3 * weight  # weight decay: on the matrix, not on the bias
+            gradient_b = (p - target).mean(0)
+            velocity_w, velocity_b = 0.8 * velocity_w + gradient_w, 0.8 * velocity_b + gradient_b
+            weight = weight - 0.5 * (gradient_w + 0.8 * velocity_w)
+            bias = bias - 0.5 * (gradient_b + 0.8 * velocity_b)
+        assert got["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+        assert got["accuracy"] == pytest.approx(np.mean(hits))
+    np.testing.assert_allclose(model[1].weight.detach().numpy(), weight, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(model[1].bias.detach().numpy(), bias, rtol=1e-4, atol=1e-6)
+
+
+def test_only_tensors_of_two_dimensions_decay():
+    model = tiny_net()
+    decay = {id(p): group["weight_decay"] for group in make_optimizer(model, SMALL).param_groups for p in group["params"]}
+    assert len(decay) == len(list(model.parameters()))
+    for name, module in model.named_modules():
+        expected = SMALL.weight_decay if isinstance(module, (nn.Conv2d, nn.Linear)) else 0.0
+        assert all(decay[id(p)] == (0.0 if n == "bias" else expected) for n, p in module.named_parameters(recurse=False)), name
+
+
+def test_evaluate_is_the_unsmoothed_loss_per_image_in_eval_mode(data):
+    model = tiny_net().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    got = evaluate(model, make_loader(data, 5), CPU)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    p = model.eval()(data.tensor()).double().softmax(1).detach().numpy()
+    assert got["loss"] == pytest.approx(log_loss(data.labels, p, labels=range(10)), rel=1e-5)
+    assert got["accuracy"] == pytest.approx(accuracy_score(data.labels, p.argmax(1)))
+
+
+def learning_rates(config, steps_per_epoch):
+    _, optimizer, scheduler, _ = parts_of(nn.Linear(2, 2), config, steps_per_epoch)
+    rates = []
+    for _ in range(config.epochs * steps_per_epoch):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    assert [group["momentum"] for group in optimizer.param_groups] == [config.momentum] * 2
+    return np.array(rates), scheduler.get_last_lr()[0]
+
+
+def test_learning_rate_rises_to_its_peak_and_falls_to_about_zero_in_straight_lines():
+    rates, last = learning_rates(TrainConfig(epochs=3, peak_lr=0.4, warmup=0.2), 13)  # the peak is at step 0.2 * 40 - 1 = 7
+    expected = np.concatenate([np.linspace(0.4 / 25, 0.4, 8), np.linspace(0.4, 0, 33)[1:-1]])
+    np.testing.assert_allclose(rates, np.stack([expected] * 2, axis=1), atol=1e-5)
+    assert last < 1e-5
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (1, 2), (1, 4), (2, 2), (4, 1), (1, 5)])
+def test_learning_rate_of_a_very_short_run_stays_between_zero_and_its_peak(epochs, steps):
+    rates, last = learning_rates(TrainConfig(epochs=epochs), steps)
+    assert rates.shape == (epochs * steps, 2)
+    assert (0 < rates).all() and (rates <= 0.1 + 1e-9).all() and last < 1e-5
+
+
+def test_image_sizes_apply_epoch_by_epoch_and_validation_keeps_the_full_size(data):
+    seen = []
+    model = tiny_net()
+    model.register_forward_pre_hook(lambda module, inputs: seen.append((module.training, tuple(inputs[0].shape[2:]))))
+    history = fit(model, data, data, replace(SMALL, epochs=3, image_sizes=(16, 24)), CPU)
+    full = [(False, (32, 32))]
+    assert seen == [(True, (16, 16))] * 3 + full + [(True, (24, 24))] * 3 + full + [(True, (24, 24))] * 3 + full
+    assert list(history.image_size) == [16, 24, 24]
+
+
+def test_history_names_every_epoch_and_scores_the_validation_set(data):
+    model, rows = tiny_net(), []
+    history = fit(model, data, data, replace(SMALL, epochs=2), CPU, log=rows.append)
+    assert list(history) == [
+        *("epoch", "image_size", "train_loss", "train_accuracy"),
+        *("validation_loss", "validation_accuracy", "learning_rate", "seconds"),
+    ]
+    assert rows == history.to_dict("records")
+    assert list(history.epoch) == [1, 2]
+    assert not any(module.training for module in model.modules())
+    scores = evaluate(model, make_loader(data, 4), CPU)
+    assert history.validation_loss.iloc[-1] == pytest.approx(scores["loss"], rel=1e-5)
+    assert history.validation_accuracy.iloc[-1] == pytest.approx(scores["accuracy"])
+    without = fit(tiny_net(), data, None, replace(SMALL, epochs=2), CPU)
+    assert without[["validation_loss", "validation_accuracy"]].isna().all(axis=None)
+    assert list(without.train_loss) == list(history.train_loss)
+
+
+def stop_at(epoch):
+    def log(row):
+        if row["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    return log
+
+
+def test_interrupted_run_goes_on_as_if_nothing_had_happened(data, tmp_path):
+    whole, resumed, path = tiny_net(), tiny_net(), tmp_path / "new folder" / "run.pt"
+    expected = fit(whole, data, data, SMALL, CPU)
+    with pytest.raises(KeyboardInterrupt):
+        fit(resumed, data, data, SMALL, CPU, path, log=stop_at(3))  # before epoch 3 is saved: two of four remain
+    resumed = tiny_net(seed=99)  # another start, to be overwritten
+    logged = []
+    history = fit(resumed, data, data, SMALL, CPU, path, log=logged.append)
+    assert [row["epoch"] for row in logged] == [3, 4]
+    for (name, value), other in zip(whole.state_dict().items(), resumed.state_dict().values()):
+        assert torch.equal(value, other), name
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), expected.drop(columns="seconds"))
+    assert [p.name for p in path.parent.iterdir()] == ["run.pt"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "run.pt"
+    save_checkpoint(path, SMALL, *parts_of(tiny_net(), SMALL), [{"epoch": 1}])
+    return path
+
+
+def test_absent_checkpoint_is_an_empty_history_and_leaves_the_model(tmp_path):
+    model = tiny_net()
+    assert load_checkpoint(tmp_path / "none.pt", SMALL, *parts_of(model, SMALL)) == []
+    assert torch.equal(model.fc.weight, tiny_net().fc.weight)
+
+
+@pytest.mark.parametrize(("field", "value"), [("peak_lr", 0.7), ("epochs", 5), ("image_sizes", (16,)), ("flip", False)])
+def test_checkpoint_of_another_configuration_is_refused_by_name(checkpoint, field, value):
+    config = replace(SMALL, **{field: value})
+    with pytest.raises(ValueError, match=rf"run\.pt .*{field}.*delete it") as caught:
+        load_checkpoint(checkpoint, config, *parts_of(tiny_net(), config))
+    assert "\n" not in str(caught.value)
+    assert str(value) in str(caught.value) and str(getattr(SMALL, field)) in str(caught.value)
+
+
+def test_checkpoint_of_another_network_or_number_of_images_is_refused(checkpoint):
+    for parts in (parts_of(resnet18(width=4), SMALL), parts_of(tiny_net(), SMALL, steps_per_epoch=5)):
+        with pytest.raises(ValueError, match=r"run\.pt .*delete it") as caught:
+            load_checkpoint(checkpoint, SMALL, *parts)
+        assert "\n" not in str(caught.value)
+
+
+FOREIGN = {"model only": {"model": 1}, "list": [1], "tensor": torch.zeros(3), "other config": {"config": "resnet"}}
+FOREIGN |= {"empty file": b"", "text": b"hello\n", "table": b"epoch,loss\n1,2\n"}
+
+
+def assert_refused(path):
+    model = tiny_net()
+    with pytest.raises(ValueError, match=r"run\.pt .*delete it") as caught:
+        load_checkpoint(path, SMALL, *parts_of(model, SMALL))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny_net().parameters()))
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_foreign_checkpoint_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "run.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    assert_refused(path)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.6, 0.9, 0.999])
+def test_truncated_checkpoint_is_refused_in_one_line(checkpoint, share):
+    checkpoint.write_bytes(checkpoint.read_bytes()[: int(share * checkpoint.stat().st_size)])
+    assert_refused(checkpoint)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    path, target = tmp_path / "run.pt", tmp_path / "made_by_the_pickle"
+    path.write_bytes(f"cos\nmkdir\n(V{target.as_posix()}\ntR.".encode())
+    assert_refused(path)
+    assert not target.exists()
+    pickle.loads(path.read_bytes())  # the same bytes do run where nothing stops them
+    assert target.exists()
+
+
+def test_checkpoint_written_on_a_gpu_loads_without_one(checkpoint):
+    old, new = zipfile.ZipFile(io.BytesIO(checkpoint.read_bytes())), zipfile.ZipFile(checkpoint, "w")
+    with old, new:
+        for name in old.namelist():  # "cpu" as the pickle spells it becomes "cuda:0"
+            new.writestr(name, old.read(name).replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"))
+    model = tiny_net(seed=5)
+    assert load_checkpoint(checkpoint, SMALL, *parts_of(model, SMALL)) == [{"epoch": 1}]
+    assert torch.equal(model.fc.weight, tiny_net().fc.weight)
+
+
+def test_failed_save_leaves_the_old_checkpoint(checkpoint, monkeypatch):
+    before = checkpoint.read_bytes()
+    monkeypatch.setattr(torch, "save", lambda state, file: (open(file, "wb").close(), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        save_checkpoint(checkpoint, SMALL, *parts_of(tiny_net(1), SMALL), [])
+    assert checkpoint.read_bytes() == before
+
+
+def test_order_and_augmentation_depend_on_seed_and_epoch_alone(data):
+    train = replace(data, transform=compose(augmentation_steps()))
+    generator = torch.Generator()
+    loader = make_loader(train, 13, generator)
+
+    def draw(seed, epoch):
+        seed_epoch(generator, train, seed, epoch)
+        return next(iter(loader))
+
+    first, second = draw(0, 0), draw(0, 1)
+    fresh = replace(data, transform=compose(augmentation_steps()))
+    seed_epoch(generator, fresh, 0, 1)
+    alone = next(iter(make_loader(fresh, 13, generator)))
+    assert torch.equal(alone[0], second[0]) and torch.equal(alone[1], second[1])
+    assert not torch.equal(first[0].sort(0)[0], second[0].sort(0)[0]), "the augmentation repeats itself"
+    assert not torch.equal(first[1], second[1]), "the order repeats itself"
+    assert not torch.equal(first[0], draw(1, 0)[0]), "the seed changes nothing"
+
+
+@pytest.mark.parametrize("size", [16, 24, 48])
+def test_resize_is_torchvisions_antialiased_one(size):
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(resize(images, size), tv.resize(images, [size, size], antialias=True))
+    assert resize(images, 32) is images
+
+
+def test_help_lists_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"--{field.name.replace('_', '-')} " in shown for field in fields(TrainConfig))
+    assert all(str(default) in shown for default in ("0.0005", "(32,)", "True"))
+
+
+def test_command_trains_and_writes_weights_history_and_checkpoint(tmp_path, project):
+    options = "--data shapes10 --train-size 40 --validation-size 8 --width 4 --epochs 1 --batch-size 10 --warmup 0.5"
+    options += " --image-sizes 16 24 --no-flip --peak-lr 0.05"
+    command = [sys.executable, "-m", "helpers.training", *options.split(), "--output", str(tmp_path / "out")]
+    environment = os.environ | {"WALKTHROUGH_ROOT": str(tmp_path)}
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    assert list(history.epoch) == [1] and list(history.image_size) == [16]
+    assert history.train_accuracy[0] * 32 == pytest.approx(round(history.train_accuracy[0] * 32))  # 40 less 8 images
+    assert history.validation_accuracy[0] * 8 == pytest.approx(round(history.validation_accuracy[0] * 8))
+    saved = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
+    config = TrainConfig(epochs=1, batch_size=10, warmup=0.5, image_sizes=(16, 24), flip=False, peak_lr=0.05)
+    assert TrainConfig(**saved["config"]) == config
+    loaded = load_pretrained(tmp_path / "out" / "weights.pt")
+    assert loaded.stem.out_channels == 4
+    assert torch.equal(loaded.layer3[0].conv1.weight, saved["model"]["layer3.0.conv1.weight"].half().float())
+    # The network normalises with the statistics of its own 32 training images, near those of all 40.
+    drawn = shapes.generate(40, shapes.TRAIN_SEED)["images"] / 255
+    np.testing.assert_allclose(loaded.mean.flatten(), drawn.mean((0, 1, 2)), atol=0.02)
+    np.testing.assert_allclose(loaded.std.flatten(), drawn.std((0, 1, 2)), atol=0.02)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
