@@ -5,9 +5,12 @@ import os
 import shutil
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -217,8 +220,25 @@ def _download(root: Path) -> None:
             raise RuntimeError(f"CIFAR-10 could not be downloaded from {url} ({error}); {REMEDIES}") from error
 
 
+def _open(url):
+    """Open a connection, or give up after DOWNLOAD_TIMEOUT in all: looking a name up has no time limit of its own."""
+    future = Future()
+
+    def connect():
+        try:
+            future.set_result(urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=connect, daemon=True).start()
+    try:
+        return future.result(DOWNLOAD_TIMEOUT)
+    except FutureTimeout:
+        raise OSError(f"no answer within {DOWNLOAD_TIMEOUT} seconds") from None
+
+
 def _fetch(url, path):
-    with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response, open(path, "wb") as file:
+    with _open(url) as response, open(path, "wb") as file:
         total = int(response.headers.get("Content-Length") or 0) or None
         with tqdm(total=total, unit="B", unit_scale=True, desc="CIFAR-10") as bar:
             while chunk := response.read(1 << 16):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import seaborn as sns
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
@@ -67,23 +68,13 @@ def lines(x, series: dict, xlabel: str, ylabel: str, references: dict | None = N
 
 
 def confusion_heatmap(matrix: np.ndarray, classes) -> Figure:
-    """Counts (num_classes, num_classes), row = actual class; colours show the share of the row, numbers the images."""
+    """Counts (num_classes, num_classes), row = actual class, as numbers; colour: share of the row, stretched at its low end."""
     figure, ax = _single(8, 6.6)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    sns.heatmap(
-        share,
-        ax=ax,
-        annot=matrix,
-        fmt="d",
-        cmap="cividis",
-        vmin=0,
-        vmax=1,
-        square=True,
-        xticklabels=classes,
-        yticklabels=classes,
-        cbar_kws={"label": "share of the actual class"},
-    )
-    ax.set(xlabel="predicted class", ylabel="actual class")
+    bar = {"label": "share of the actual class", "ticks": [0, 0.01, 0.05, 0.2, 0.5, 1]}
+    norm = PowerNorm(0.4, vmin=0, vmax=1)
+    sns.heatmap(share, ax=ax, annot=matrix, fmt="d", cmap="cividis", norm=norm, square=True, cbar_kws=bar)
+    ax.set(xlabel="predicted class", ylabel="actual class", xticklabels=classes, yticklabels=classes)
     ax.tick_params(axis="x", rotation=45)
     ax.tick_params(axis="y", rotation=0)
     return figure
@@ -147,29 +138,24 @@ def explanations(images, titles, overlays=None, signed=None, scale: float = 1.15
     return figure
 
 
-def cells(image, values, title: str) -> Figure:
-    """One image beside its raw map (h, w) with every cell's number written in it."""
-    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.imshow(_pixels(image))
-    left.set_title("image")
+def cells(image, values, title: str, heat=None) -> Figure:
+    """One image (3, H, W), its heatmap (H, W) in [0, 1] if there is one, and its raw map (h, w) with every cell's number."""
+    figure = Figure(figsize=(7.5 if heat is None else 10.5, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2 if heat is None else 3)
+    axes[0].imshow(_pixels(image))
+    axes[0].set_title("image")
+    if heat is not None:
+        axes[1].imshow(_pixels(image).mean(-1), cmap="gray")
+        shown = axes[1].imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1, alpha=0.6)
+        axes[1].set_title("heatmap")
+        figure.colorbar(shown, ax=axes[1], label="share of the map's maximum")
     values = _array(values)
     limit = float(np.abs(values).max()) or 1.0
-    sns.heatmap(
-        values,
-        ax=right,
-        annot=True,
-        fmt=".2f",
-        cmap=SIGNED,
-        vmin=-limit,
-        vmax=limit,
-        square=True,
-        xticklabels=False,
-        yticklabels=False,
-        cbar_kws={"label": "evidence (logit units)"},
-    )
-    right.set_title(title)
-    _bare(left)
+    bar = {"label": "evidence (logit units)"}
+    sns.heatmap(values, ax=axes[-1], annot=True, fmt=".2f", cmap=SIGNED, vmin=-limit, vmax=limit, square=True, cbar_kws=bar)
+    axes[-1].set_title(title)
+    for ax in axes:
+        _bare(ax)
     return figure
 
 

@@ -324,6 +324,8 @@ def test_auto_and_cifar10_use_a_folder_on_disk(tmp_path, mirror):
         pair = load_dataset(name, tmp_path)
         assert (pair.name, pair.classes, levels(pair.train)) == ("cifar10", CLASSES, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
     assert mirror.asked == []
+    copy = shutil.copytree(tmp_path / "cifar10", tmp_path / "copy")
+    assert load_dataset(copy).name == "cifar10"  # its classes, so its weights, whatever the folder is called
 
 
 def test_environment_overrides_auto_and_nothing_else(tmp_path, mirror, folder, monkeypatch):

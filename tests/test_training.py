@@ -43,7 +43,7 @@ def data():
 
 def tiny_net(seed=0):
     torch.manual_seed(seed)
-    return resnet18(width=2)
+    return resnet18(width=8)  # the least: oneDNN corrupts memory in narrower channels_last nets
 
 
 def parts_of(model, config, steps_per_epoch=3):
@@ -56,7 +56,7 @@ def test_two_epochs_are_sgd_nesterov_on_the_smoothed_loss_computed_in_numpy():
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (7, 3, 2, 2), dtype=np.uint8), rng.integers(0, 3, 7)
     batches = [slice(0, 4), slice(4, 7)]  # of unequal size: a mean over batches is not the mean over images
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double().float()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     weight, bias = (p.detach().double().numpy().copy() for p in model.parameters())
     optimizer = make_optimizer(model, config)
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
@@ -200,11 +200,11 @@ def test_checkpoint_of_another_configuration_is_refused_by_name(checkpoint, fiel
     assert str(value) in str(caught.value) and str(getattr(SMALL, field)) in str(caught.value)
 
 
-def test_checkpoint_of_another_network_or_number_of_images_is_refused(checkpoint):
-    for parts in (parts_of(resnet18(width=4), SMALL), parts_of(tiny_net(), SMALL, steps_per_epoch=5)):
-        with pytest.raises(ValueError, match=r"run\.pt .*delete it") as caught:
-            load_checkpoint(checkpoint, SMALL, *parts)
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(("width", "steps_per_epoch"), [(9, 3), (8, 5)], ids=["another width", "another number of images"])
+def test_checkpoint_of_another_network_or_data_set_is_refused(checkpoint, width, steps_per_epoch):
+    with pytest.raises(ValueError, match=r"run\.pt .*delete it") as caught:
+        load_checkpoint(checkpoint, SMALL, *parts_of(resnet18(width=width), SMALL, steps_per_epoch))
+    assert "\n" not in str(caught.value)
 
 
 FOREIGN = {"model only": {"model": 1}, "list": [1], "tensor": torch.zeros(3), "other config": {"config": "resnet"}}
@@ -289,12 +289,13 @@ def test_help_lists_every_setting(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert all(f"--{field.name.replace('_', '-')} " in shown for field in fields(TrainConfig))
-    assert all(str(default) in shown for default in ("0.0005", "(32,)", "True"))
+    for field in fields(TrainConfig):
+        described = shown.split(f"  --{field.name.replace('_', '-')}")[1].split("\n  --")[0]
+        assert f"(default: {field.default})" in " ".join(described.split()), field.name
 
 
 def test_command_trains_and_writes_weights_history_and_checkpoint(tmp_path, project):
-    options = "--data shapes10 --train-size 40 --validation-size 8 --width 4 --epochs 1 --batch-size 10 --warmup 0.5"
+    options = "--data shapes10 --train-size 40 --validation-size 8 --width 8 --epochs 1 --batch-size 10 --warmup 0.5"
     options += " --image-sizes 16 24 --no-flip --peak-lr 0.05"
     command = [sys.executable, "-m", "helpers.training", *options.split(), "--output", str(tmp_path / "out")]
     environment = os.environ | {"WALKTHROUGH_ROOT": str(tmp_path)}
@@ -308,7 +309,7 @@ def test_command_trains_and_writes_weights_history_and_checkpoint(tmp_path, proj
     config = TrainConfig(epochs=1, batch_size=10, warmup=0.5, image_sizes=(16, 24), flip=False, peak_lr=0.05)
     assert TrainConfig(**saved["config"]) == config
     loaded = load_pretrained(tmp_path / "out" / "weights.pt")
-    assert loaded.stem.out_channels == 4
+    assert loaded.stem.out_channels == 8
     assert torch.equal(loaded.layer3[0].conv1.weight, saved["model"]["layer3.0.conv1.weight"].half().float())
     # The network normalises with the statistics of its own 32 training images, near those of all 40.
     drawn = shapes.generate(40, shapes.TRAIN_SEED)["images"] / 255

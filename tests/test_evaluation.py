@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+from sklearn.metrics import classification_report
+
+from helpers import shapes
+from helpers.data import Dataset
+from helpers.evaluation import Predictions, accuracy_interval, confusion, most_confused, per_class, predict
+from helpers.model import resnet18
+
+
+@pytest.fixture
+def data():
+    return Dataset(**shapes.generate(7, seed=0), classes=shapes.CLASSES)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return resnet18(width=8)
+
+
+@pytest.fixture
+def six():
+    """Labels 0 0 0 1 1 2, predicted 0 1 1 1 0 1: nothing is called 2, and class 3 has no image."""
+    logits = np.array([[0, 1, 1, 1, 0, 1]]).T == np.arange(4)
+    return Predictions(logits.astype(np.float32), np.array([0, 0, 0, 1, 1, 2]), ("a", "b", "c", "d"))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_predict_is_a_plain_forward_in_eval_mode_for_any_batch_size(model, data, batch_size, training):
+    expected = model.eval()(data.tensor())
+    model.train(training)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    got = predict(model, data, batch_size=batch_size)
+    np.testing.assert_allclose(got.logits, expected.detach().numpy(), rtol=1e-4, atol=1e-6)
+    assert got.logits.dtype == np.float32
+    assert (got.labels == data.labels).all() and got.classes == shapes.CLASSES
+    assert all(module.training == training for module in model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_flip_averages_the_logits_of_both_views(model, data):
+    model.eval()
+    mirrored = torch.from_numpy(data.images[:, :, ::-1].copy()).permute(0, 3, 1, 2) / 255
+    expected = (model(data.tensor()) + model(mirrored)) / 2
+    np.testing.assert_allclose(predict(model, data, 3, flip=True).logits, expected.detach().numpy(), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(predict(model, data, 3).logits, expected.detach().numpy(), atol=1e-4)
+
+
+def test_what_follows_from_the_logits_by_hand():
+    logits = np.log(np.array([[1, 3], [9, 1], [2, 2], [1, 4]], dtype=np.float32))
+    answers = Predictions(logits, np.array([1, 1, 0, 1]), ("a", "b"))
+    np.testing.assert_allclose(answers.probabilities, [[0.25, 0.75], [0.9, 0.1], [0.5, 0.5], [0.2, 0.8]], atol=1e-6)
+    np.testing.assert_allclose(answers.confidence, [0.75, 0.9, 0.5, 0.8], atol=1e-6)
+    assert list(answers.predicted) == [1, 0, 0, 1]
+    assert list(answers.correct) == [True, False, True, True]
+    assert answers.accuracy == 0.75
+
+
+def test_probabilities_of_huge_logits_sum_to_one():
+    answers = Predictions(np.array([[1e4, 1e4, -1e4]], dtype=np.float32), np.array([0]), ("a", "b", "c"))
+    np.testing.assert_allclose(answers.probabilities, [[0.5, 0.5, 0]])
+
+
+@pytest.mark.parametrize(("correct", "total"), [(9200, 10000), (1, 7), (0, 20), (20, 20), (851, 10000)])
+def test_accuracy_interval_is_wilsons(correct, total):
+    expected = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    got = accuracy_interval(correct, total)
+    np.testing.assert_allclose(got, (expected.low, expected.high), atol=2e-5)  # 1.96 is rounded
+    assert -1e-12 <= got[0] <= correct / total <= got[1] <= 1 + 1e-12
+
+
+def test_accuracy_interval_of_known_numbers():
+    assert accuracy_interval(9200, 10000) == pytest.approx((0.9145, 0.9252), abs=5e-5)
+    # Its ends solve (p - x)^2 = z^2 x (1 - x) / n, here with z = 3.
+    assert all((0.5 - x) ** 2 == pytest.approx(9 * x * (1 - x) / 40) for x in accuracy_interval(20, 40, z=3))
+
+
+def test_confusion_of_six_images_by_hand(six):
+    assert confusion(six).tolist() == [[1, 2, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_scores_per_class_of_six_images_by_hand(six):
+    table = per_class(six)
+    assert list(table.index) == ["a", "b", "c", "d"]
+    np.testing.assert_allclose(table.precision, [1 / 2, 1 / 4, 0, 0])
+    np.testing.assert_allclose(table.recall, [1 / 3, 1 / 2, 0, 0])
+    np.testing.assert_allclose(table.f1, [2 / 5, 1 / 3, 0, 0])
+    assert list(table.images) == [3, 2, 1, 0]
+
+
+def test_scores_per_class_agree_with_sklearns_report():
+    rng = np.random.default_rng(0)
+    answers = Predictions(rng.normal(size=(60, 3)).astype(np.float32), rng.integers(0, 3, 60), ("x", "y", "z"))
+    report = classification_report(answers.labels, answers.predicted, target_names=answers.classes, output_dict=True)
+    for name, row in per_class(answers).iterrows():
+        expected = [report[name][k] for k in ("precision", "recall", "f1-score", "support")]
+        assert list(row[["precision", "recall", "f1", "images"]]) == pytest.approx(expected)
+
+
+def test_commonest_mistakes_come_first_with_their_share(six):
+    table = most_confused(six)
+    assert list(table.itertuples(index=False, name=None)) == [
+        ("a", "b", 2, pytest.approx(2 / 3)),
+        ("b", "a", 1, pytest.approx(1 / 2)),  # equal numbers stay in the matrix's order
+        ("c", "b", 1, pytest.approx(1.0)),
+    ]
+    assert list(most_confused(six, count=1).actual) == ["a"]
+
+
+def test_flawless_network_confuses_nothing():
+    answers = Predictions(np.eye(3, dtype=np.float32), np.arange(3), ("a", "b", "c"))
+    assert len(most_confused(answers)) == 0

@@ -1,0 +1,280 @@
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr import LayerGradCam
+from torch import nn
+
+from helpers.gradcam import GradCAM
+from helpers.model import resnet18
+
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+STAGES = ["layer1", "layer2", "layer3", "layer4"]
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = resnet18(width=8)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # a fresh one is nearly the identity in eval mode
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model
+
+
+def tiny_net(*fc_rows, inplace=False):
+    """Images -> one channel, their mean -> ReLU -> pooling -> a logit for each of these weights."""
+    net = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.ReLU(inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1))
+    net[0].weight.data.fill_(1 / 3)
+    net[4].weight, net[4].bias = nn.Parameter(torch.tensor(fc_rows).view(-1, 1)), nn.Parameter(torch.zeros(len(fc_rows)))
+    return net
+
+
+def test_map_at_layer4_sums_to_the_logit_less_its_bias(model):
+    maps = GradCAM(model).evidence(IMAGES, torch.arange(10).expand(3, 10))
+    logits = model.eval()(IMAGES)
+    torch.testing.assert_close(maps.sum((2, 3)), logits - model.fc.bias, rtol=1e-4, atol=1e-5)
+
+
+def test_map_at_layer4_is_the_class_activation_map_divided_by_the_cells(model):
+    kept = []
+    handle = model.eval().layer4.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    predicted = model(IMAGES).argmax(1)
+    handle.remove()
+    expected = torch.einsum("nc,nchw->nhw", model.fc.weight[predicted], kept[0]) / 16
+    torch.testing.assert_close(GradCAM(model).evidence(IMAGES), expected.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [*STAGES, "layer3.0.conv1", "stem"])
+def test_evidence_equals_captum_for_every_class_together_and_apart(model, layer):
+    cam = GradCAM(model, layer)
+    together = cam.evidence(IMAGES, torch.arange(10).expand(3, 10))
+    reference = LayerGradCam(model.eval(), model.get_submodule(layer))
+    for c in range(10):
+        expected = reference.attribute(IMAGES, c, relu_attributions=False)[:, 0].detach()
+        torch.testing.assert_close(together[:, c], expected, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(cam.evidence(IMAGES, c), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_each_image_gets_its_own_classes(model):
+    classes = torch.tensor([[4, 0], [9, 9], [2, 7]])
+    cam = GradCAM(model, "layer3")
+    for method in (cam, cam.evidence):
+        both = method(IMAGES, classes)
+        for k in range(2):
+            torch.testing.assert_close(both[:, k], method(IMAGES, classes[:, k]), rtol=1e-4, atol=1e-6)
+        alone = torch.stack([method(IMAGES[i : i + 1], int(c))[0] for i, c in enumerate(classes[:, 0])])
+        torch.testing.assert_close(both[:, 0], alone, rtol=1e-4, atol=1e-6)
+
+
+SAME = [5, np.int64(5), [5] * 3, (5, 5, 5), np.full(3, 5), np.full(3, 5, np.int32), torch.tensor(5), torch.full((3,), 5).byte()]
+
+
+@pytest.mark.parametrize("classes", SAME, ids=lambda c: f"{type(c).__name__} {getattr(c, 'dtype', '')}")
+def test_classes_may_be_numbers_lists_or_arrays(model, classes):
+    cam = GradCAM(model)
+    assert torch.equal(cam.evidence(IMAGES, classes), cam.evidence(IMAGES, torch.full((3,), 5)))
+    assert torch.equal(cam.evidence(IMAGES, np.full((3, 1), 5))[:, 0], cam.evidence(IMAGES, 5))
+
+
+def test_no_classes_means_the_predicted_ones(model):
+    with torch.no_grad():
+        model.fc.weight.mul_(-30)
+        images = torch.cat([IMAGES[:1], IMAGES[:1] * 0.1, IMAGES[:1].round()])
+        predicted = model.eval()(images).argmax(1)
+    assert len(set(predicted.tolist())) > 1
+    assert torch.equal(GradCAM(model)(images), GradCAM(model)(images, predicted))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 40)])
+def test_heatmap_is_the_positive_evidence_upsampled_and_divided_by_its_maximum(model, shape):
+    images = F.interpolate(IMAGES, shape)
+    raw = GradCAM(model, "layer3").evidence(images, [[1, 2], [3, 4], [5, 6]])
+    got = GradCAM(model, "layer3")(images, [[1, 2], [3, 4], [5, 6]])
+    assert raw.shape == (3, 2, shape[0] // 4, shape[1] // 4)
+    for n in range(3):
+        for k in range(2):
+            large = F.interpolate(raw[n, k].clamp(min=0)[None, None], shape, mode="bilinear", align_corners=False)[0, 0]
+            torch.testing.assert_close(got[n, k], large / large.max(), rtol=1e-4, atol=1e-6)
+    assert got.amax((2, 3)).tolist() == [[1, 1]] * 3
+
+
+def test_maps_of_a_tiny_net_by_hand():
+    images = torch.zeros(1, 3, 2, 2)
+    images[0, :, 0, 1] = 1.0
+    cam = GradCAM(tiny_net(8.0, -8.0, 0.0), "0")
+    # One cell of four is positive: its gradient through the ReLU is 8 / 4, averaged over all four 8 / 16.
+    assert cam.evidence(images, [[0, 1, 2]]).tolist() == [[[[0, 0.5], [0, 0]], [[0, -0.5], [0, 0]], [[0, 0], [0, 0]]]]
+    # All-negative and constant zero maps are blank, never NaN.
+    assert cam(images, [[0, 1, 2]]).tolist() == [[[[0, 1], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]]]
+    assert cam(torch.ones(1, 3, 2, 2), 0).tolist() == [[[1, 1], [1, 1]]]
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_heatmap_does_not_depend_on_the_scale_of_the_logits(factor):
+    images = IMAGES[:1]
+    expected = GradCAM(tiny_net(1.0), "0")(images, 0)
+    torch.testing.assert_close(GradCAM(tiny_net(factor), "0")(images, 0), expected)
+
+
+def test_in_place_operation_after_the_layer_changes_nothing():
+    images = IMAGES - 0.5  # the ReLU overwrites negative activations
+    maps = [GradCAM(tiny_net(2.0, -3.0, inplace=inplace), "0").evidence(images, 1) for inplace in (False, True)]
+    assert torch.equal(*maps)
+    mean = images.mean(1)
+    weight = -3.0 * (mean > 0).float().mean((1, 2), keepdim=True) / 1024
+    torch.testing.assert_close(maps[0], weight * mean, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode, contextlib.nullcontext])
+def test_callers_grad_mode_neither_matters_nor_changes(model, mode):
+    expected = GradCAM(model, "layer3")(IMAGES, 3)
+    with mode():
+        before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        got = GradCAM(model, "layer3")(IMAGES.clone(), 3)  # the copy is an inference tensor in inference mode
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
+    assert torch.equal(got, expected)
+    assert not got.requires_grad
+
+
+def test_frozen_network_has_the_same_maps(model):
+    expected = GradCAM(model, "layer2")(IMAGES, 3)
+    assert torch.equal(GradCAM(model.requires_grad_(False), "layer2")(IMAGES, 3), expected)
+
+
+def test_half_precision_network_has_nearly_the_same_maps(model):
+    expected = GradCAM(model, "layer3").evidence(IMAGES, 3)
+    got = GradCAM(model.half(), "layer3").evidence(IMAGES.half(), 3)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+
+
+def test_images_stay_as_they_are_and_get_no_gradient(model):
+    images = IMAGES.clone().requires_grad_()
+    GradCAM(model)(images)
+    assert torch.equal(images, IMAGES) and images.grad is None and images.requires_grad
+
+
+def test_nothing_below_the_layer_is_differentiated(model):
+    tracked = {}
+    for name in ("stem", *STAGES):
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: tracked.update({name: output.requires_grad})
+        )
+    images = IMAGES.clone().requires_grad_()
+    GradCAM(model, "layer3.1.norm2").evidence(images)
+    assert tracked == {"stem": False, "layer1": False, "layer2": False, "layer3": True, "layer4": True}
+
+
+def state_of(model):
+    """All that explaining must leave alone."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return (
+        {name: (module.training, *(len(getattr(module, h)) for h in hooks)) for name, module in model.named_modules()},
+        {name: (p.requires_grad, None if p.grad is None else p.grad.numpy().tobytes()) for name, p in model.named_parameters()},
+        {name: value.numpy().tobytes() for name, value in model.state_dict().items()},
+    )
+
+
+@pytest.fixture
+def odd_model(model):
+    """In training mode but for two modules, partly frozen, with gradients of a step that has not been taken."""
+    F.cross_entropy(model.train()(IMAGES), torch.tensor([0, 1, 2])).backward()
+    model.layer2[0].eval()
+    model.layer4[1].norm1.eval()
+    model.layer1.requires_grad_(False)
+    model.layer3.zero_grad(set_to_none=True)
+    return model
+
+
+def test_model_is_left_as_it_was_found(odd_model):
+    before = state_of(odd_model)
+    for layer in STAGES:
+        GradCAM(odd_model, layer)(IMAGES, [[0, 1]] * 3)
+    assert state_of(odd_model) == before
+
+
+def test_training_mode_does_not_change_the_maps(odd_model):
+    got = GradCAM(odd_model, "layer2")(IMAGES, 0)
+    assert torch.equal(got, GradCAM(odd_model.eval(), "layer2")(IMAGES, 0))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("failing", ["stem", "layer3.0", "layer4", "fc"])
+def test_model_is_left_as_it_was_found_after_an_exception(odd_model, failing, grad):
+    def fail(module, inputs):
+        raise MemoryError("full")
+
+    odd_model.get_submodule(failing).register_forward_pre_hook(fail)
+    before = state_of(odd_model)
+    with torch.set_grad_enabled(grad):
+        with pytest.raises(MemoryError):
+            GradCAM(odd_model, "layer3")(IMAGES)
+        assert torch.is_grad_enabled() is grad
+    assert state_of(odd_model) == before
+
+
+def test_refused_classes_leave_the_model_as_it_was_found(odd_model):
+    before = state_of(odd_model)
+    with pytest.raises(ValueError, match="between 0 and 9"):
+        GradCAM(odd_model)(IMAGES, 10)
+    assert state_of(odd_model) == before
+
+
+@pytest.mark.parametrize("layer", ["layer5", "", "layer4.2"])
+def test_unknown_layer_is_refused_with_the_names_there_are(model, layer):
+    with pytest.raises(ValueError, match=rf"no layer '{layer}'.* stem, layer1, .*layer4, .*fc"):
+        GradCAM(model, layer)
+
+
+def test_layer_without_a_map_or_a_call_is_refused(model):
+    with pytest.raises(ValueError, match="channels, h, w"):
+        GradCAM(model, "fc")(IMAGES)
+    model.unused = nn.Conv2d(3, 3, 1)
+    with pytest.raises(ValueError, match="does not call this layer"):
+        GradCAM(model, "unused")(IMAGES)
+    shared = nn.Sequential(relu := nn.ReLU(), nn.Conv2d(3, 2, 1), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match="run once"):
+        GradCAM(shared, "0")(IMAGES)
+    with pytest.raises(ValueError, match=r"must return logits .*\(3, 3, 1, 1\)"):
+        GradCAM(nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1)), "0")(IMAGES)
+
+
+WRONG_IMAGES = {
+    "uint8": (IMAGES.byte(), "floats.*uint8"),
+    "numpy": (IMAGES.numpy(), "tensor"),
+    "one image": (IMAGES[0], r"\(N, 3, H, W\).*\(3, 32, 32\)"),
+    "empty batch": (IMAGES[:0], r"at least 1.*\(0, 3, 32, 32\)"),
+}
+
+
+@pytest.mark.parametrize(("images", "message"), WRONG_IMAGES.values(), ids=WRONG_IMAGES)
+def test_wrong_images_are_refused(model, images, message):
+    with pytest.raises(ValueError, match=f"images must .*{message}"):
+        GradCAM(model)(images)
+
+
+WRONG_CLASSES = {
+    "floats": (torch.ones(3), "integers.*float32"),
+    "float": (1.0, "integers"),
+    "bool": (True, "integers.*bool"),
+    "bools": ([True, False, True], "integers.*bool"),
+    "name": ("cat", "integers"),
+    "names": (["cat", "dog", "cat"], "integers"),
+    "nothing": ([None] * 3, "integers"),
+    "too large": (10, "between 0 and 9.*10"),
+    "negative": ([0, -1, 2], "between 0 and 9.*-1"),
+    "too few": ([1, 2], r"each of the 3 images.*\(2,\)"),
+    "transposed": (torch.zeros(2, 3).long(), r"each of the 3 images.*\(2, 3\)"),
+    "3-D": (torch.zeros(3, 1, 1).long(), r"\(3, 1, 1\)"),
+    "no columns": (torch.zeros(3, 0).long(), r"\(3, 0\)"),
+}
+
+
+@pytest.mark.parametrize(("classes", "message"), WRONG_CLASSES.values(), ids=WRONG_CLASSES)
+def test_wrong_classes_are_refused(model, classes, message):
+    with pytest.raises(ValueError, match=f"classes must .*{message}"):
+        GradCAM(model)(IMAGES, classes)

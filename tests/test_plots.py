@@ -1,0 +1,190 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgba
+from matplotlib.image import imread
+
+from helpers import plots
+
+RNG = np.random.default_rng(0)
+IMAGES = torch.from_numpy(RNG.random((3, 3, 6, 6), dtype=np.float32))
+HEAT = torch.from_numpy(RNG.random((3, 6, 6), dtype=np.float32))
+RAW = torch.from_numpy(RNG.normal(size=(3, 2, 2)).astype(np.float32))
+MATRIX = np.array([[8, 1, 1], [0, 5, 0], [30, 0, 10]])
+
+
+def channels_last(image):
+    return image.permute(1, 2, 0).numpy()
+
+
+def shown(ax):
+    """What an axes' images hold, bottom up."""
+    return [np.asarray(image.get_array()) for image in ax.get_images()]
+
+
+def label_texts(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+DRAWN = {
+    "image_grid": lambda: plots.image_grid(IMAGES, ["a"] * 3),
+    "class_counts": lambda: plots.class_counts({"training set": [3, 4]}, ("cat", "dog")),
+    "lines": lambda: plots.lines([1, 2], {"a": [0, 1]}, "x", "y"),
+    "confusion_heatmap": lambda: plots.confusion_heatmap(MATRIX, ("a", "b", "c")),
+    "histogram": lambda: plots.histogram({"a": np.arange(5.0)}, "x"),
+    "bars": lambda: plots.bars({"a": 1.0}, "x"),
+    "explanations": lambda: plots.explanations(IMAGES, ["a"] * 3, {"heat": HEAT}, {"raw": RAW}),
+    "cells": lambda: plots.cells(IMAGES[0], RAW[0], "raw"),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+def test_figures_stand_apart_from_pyplot_and_change_no_setting(draw, tmp_path):
+    settings = dict(plt.rcParams)
+    figure = draw()
+    figure.savefig(tmp_path / "figure.png", dpi=40)
+    assert plt.get_fignums() == [] and dict(plt.rcParams) == settings
+    assert imread(tmp_path / "figure.png")[..., :3].std() > 0, "the figure is blank"
+
+
+def test_save_writes_the_figure_for_cifar10_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "IMAGES", tmp_path / "images")
+    figure = plots.bars({"a": 1.0}, "x")
+    assert plots.save(figure, "bars.png", "shapes10") is figure
+    assert not (tmp_path / "images").exists()
+    assert plots.save(figure, "bars.png", "cifar10") is figure
+    assert imread(tmp_path / "images" / "bars.png").shape[:2] == tuple(
+        round(110 * side) for side in figure.get_size_inches()[::-1]
+    )
+
+
+def test_image_grid_shows_each_image_under_its_title():
+    figure = plots.image_grid(IMAGES, ["one", "two", "three"], columns=2, row_labels=["up", "down"])
+    axes = figure.axes
+    assert [ax.get_title() for ax in axes] == ["one", "two", "three", ""]
+    assert [ax.get_ylabel() for ax in axes] == ["up", "", "down", ""]
+    for ax, image in zip(axes, IMAGES):
+        np.testing.assert_array_equal(shown(ax)[0], channels_last(image))
+    assert shown(axes[3]) == []
+
+
+def test_image_grid_takes_uint8_and_keeps_its_values():
+    images = RNG.integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
+    for ax, image in zip(plots.image_grid(images).axes, images):
+        np.testing.assert_array_equal(shown(ax)[0], image)
+
+
+def test_class_counts_draws_a_bar_for_every_class_of_every_set():
+    figure = plots.class_counts({"training set": [3, 4], "test set": [1, 0]}, ("cat", "dog"))
+    (ax,) = figure.axes
+    assert [[bar.get_height() for bar in bars] for bars in ax.containers] == [[3, 4], [1, 0]]
+    for class_number in range(2):  # side by side, around the class's tick
+        first, second = (bars[class_number] for bars in ax.containers)
+        assert first.get_x() + first.get_width() == pytest.approx(second.get_x()) == pytest.approx(class_number)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["cat", "dog"]
+    legend = ax.get_legend() or figure.legends[0]
+    assert label_texts(legend) == ["training set", "test set"]
+
+
+def test_lines_draws_every_curve_and_reference():
+    series = {"a": [1.0, 2.0, 3.0], "b": [3.0, 2.0, 1.0], "c": [0.0, 0.0, 1.0]}
+    (ax,) = plots.lines([1, 2, 3], series, "epoch", "loss", {"best": 0.5}, ylim=(0, 4)).axes
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_ylim()) == ("epoch", "loss", (0, 4))
+    assert label_texts(ax.get_legend()) == ["a", "b", "c", "best"]
+    curves = {line.get_label(): line for line in ax.lines}
+    assert all(
+        list(curves[name].get_ydata()) == values and list(curves[name].get_xdata()) == [1, 2, 3]
+        for name, values in series.items()
+    )
+    assert set(curves["best"].get_ydata()) == {0.5}
+    assert len({to_rgba(line.get_color()) for line in ax.lines}) == 4
+
+
+@pytest.mark.parametrize("draw", ["lines", "histogram", "class_counts"])
+def test_no_series_is_dropped_in_silence(draw):
+    series = {name: np.arange(3.0) for name in "abcde"}
+    arguments = {"lines": ([1, 2, 3], series, "x", "y"), "histogram": (series, "x"), "class_counts": (series, "pqr")}
+    figure = getattr(plots, draw)(*arguments[draw])
+    legend = figure.axes[0].get_legend() or figure.legends[0]
+    assert label_texts(legend) == list("abcde")
+
+
+def test_confusion_heatmap_writes_counts_and_colours_shares_of_the_row():
+    figure = plots.confusion_heatmap(MATRIX, ("a", "b", "c"))
+    ax = figure.axes[0]
+    assert [text.get_text() for text in ax.texts] == [str(n) for n in MATRIX.ravel()]
+    mesh = ax.collections[0]
+    np.testing.assert_allclose(mesh.get_array().reshape(3, 3), [[0.8, 0.1, 0.1], [0, 1, 0], [0.75, 0, 0.25]])
+    assert mesh.get_clim() == (0, 1)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "actual class")
+    for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["a", "b", "c"]
+    assert ax.yaxis_inverted()  # the first class on top, as in the matrix
+
+
+def test_confusion_heatmap_survives_a_class_without_images_and_many_classes():
+    figure = plots.confusion_heatmap(np.array([[0, 0], [1, 3]]), ("a", "b"))
+    assert figure.axes[0].collections[0].get_array().ravel().tolist() == [0, 0, 0.25, 0.75]
+    names = [f"class {i}" for i in range(40)]
+    assert len(plots.confusion_heatmap(np.eye(40, dtype=int), names).axes[0].get_xticklabels()) == 40
+
+
+def test_histogram_scales_each_group_to_itself_and_leaves_nans_out():
+    groups = {"few": np.array([0.1, 0.9]), "many": np.array([0.2] * 6 + [0.7, 0.8, np.nan])}
+    (ax,) = plots.histogram(groups, "score", bins=2, range=(0, 1), reference=("chance", 0.3)).axes
+    outlines = {patch.get_label(): patch for patch in ax.patches}
+    for name, shares in {"few": {0.5}, "many": {0.75, 0.25}}.items():
+        heights = set(np.round(outlines[name].get_xy()[:, 1], 6)) - {0.0}
+        assert heights == shares
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("score", "share of the group")
+    assert set(label_texts(ax.get_legend())) == {"few", "many", "chance"}
+    assert set(ax.lines[0].get_xdata()) == {0.3}
+
+
+def test_bars_run_from_the_top_and_carry_their_numbers():
+    (ax,) = plots.bars({"first": 0.25, "second": 1.5}, "share", xlim=(0, 2)).axes
+    assert [bar.get_width() for bar in ax.patches] == [0.25, 1.5]
+    assert [text.get_text() for text in ax.texts] == ["0.250", "1.500"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["first", "second"]
+    assert ax.yaxis_inverted() and ax.get_xlabel() == "share" and ax.get_xlim() == (0, 2)
+
+
+def test_explanations_lay_heatmaps_over_grey_images_and_share_one_signed_scale():
+    signed = {"for": RAW, "against": -3 * RAW}
+    figure = plots.explanations(IMAGES, ["x", "y", "z"], {"heat": HEAT}, signed)
+    axes = np.array(figure.axes[:12]).reshape(4, 3)
+    assert [ax.get_title() for ax in axes[0]] == ["x", "y", "z"]
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["image", "heat", "for", "against"]
+    limit = 3 * float(RAW.abs().max())
+    for n in range(3):
+        np.testing.assert_array_equal(shown(axes[0, n])[0], channels_last(IMAGES[n]))
+        grey, heat = axes[1, n].get_images()
+        np.testing.assert_allclose(grey.get_array(), IMAGES[n].mean(0), rtol=1e-5)
+        assert grey.get_clim() == (0, 1), "a dark image must stay dark"
+        np.testing.assert_array_equal(heat.get_array(), HEAT[n])
+        assert heat.get_clim() == (0, 1)
+        for row, maps in zip(axes[2:], signed.values()):
+            (cells,) = row[n].get_images()
+            np.testing.assert_array_equal(cells.get_array(), maps[n])
+            assert cells.get_clim() == pytest.approx((-limit, limit))
+            np.testing.assert_allclose(cells.to_rgba(0.0)[:3], (0.97,) * 3, atol=0.01)  # white at zero
+    assert len(figure.axes) == 14  # and two colour bars
+
+
+def test_explanations_of_nothing_but_zeros_keep_a_scale():
+    figure = plots.explanations(IMAGES, "abc", signed={"zero": torch.zeros(3, 2, 2)})
+    assert figure.axes[3].get_images()[0].get_clim() == (-1, 1)
+
+
+def test_cells_writes_every_number_on_a_symmetric_scale():
+    figure = plots.cells(IMAGES[0], RAW[0], "evidence for a cat", HEAT[0])
+    image, heat, raw = figure.axes[:3]
+    np.testing.assert_array_equal(shown(image)[0], channels_last(IMAGES[0]))
+    np.testing.assert_array_equal(shown(heat)[1], HEAT[0])
+    assert heat.get_images()[0].get_clim() == heat.get_images()[1].get_clim() == (0, 1)
+    assert raw.get_title() == "evidence for a cat"
+    assert [text.get_text() for text in raw.texts] == [f"{value:.2f}" for value in RAW[0].ravel().tolist()]
+    np.testing.assert_array_equal(raw.collections[0].get_array().reshape(2, 2), RAW[0])
+    limit = float(RAW[0].abs().max())
+    assert raw.collections[0].get_clim() == pytest.approx((-limit, limit))
