@@ -8,10 +8,13 @@ import tempfile
 import threading
 import time
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,6 +106,8 @@ def load_dataset(name="auto", root=None, train_size=None, test_size=None) -> Dat
     a failed download; each message is one line that names the remedy.
     """
     root = Path(root) if root else project_root() / "data"
+    if 0 in (train_size, test_size):
+        raise ValueError("train_size and test_size must be at least 1")
     if name == "auto":
         name = os.environ.get("WALKTHROUGH_DATA") or "auto"
     if name == "auto":
@@ -138,8 +143,8 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 def make_loader(dataset: Dataset, batch_size: int, generator: torch.Generator | None = None, num_workers: int = 0) -> DataLoader:
     """Batches of uint8 images (B, 3, 32, 32) and labels (B,).
 
-    generator: shuffles the images and seeds their augmentation; None keeps the order. The same generator state and worker
-    count give the same batches; every epoch draws anew.
+    generator: shuffles the images and, with workers, seeds their augmentation (without, `seed_transform` does); None keeps
+    the order. The same generator state and worker count give the same batches; every epoch draws anew.
     """
     return DataLoader(
         dataset,
@@ -168,18 +173,18 @@ def _choose(root: Path) -> str:
     if (root / CIFAR10.base_folder).is_dir() or (root / "cifar10").is_dir():
         return "cifar10"
     failed = root / ".download-failed"
-    try:
-        if failed.exists() and time.time() - failed.stat().st_mtime < RETRY_AFTER:
-            raise RuntimeError(failed.read_text())
-        _download(root)
-        return "cifar10"
-    except RuntimeError as error:
-        reason = str(error).split("; ")[0]
-        root.mkdir(parents=True, exist_ok=True)
-        if not failed.exists():
-            failed.write_text(reason)
-        print(f"*** Using Shapes-10, generated images, because {reason}. To get CIFAR-10: {REMEDIES}. ***")
-        return "shapes10"
+    if failed.exists() and time.time() - failed.stat().st_mtime < RETRY_AFTER:
+        reason = failed.read_text()
+    else:
+        try:
+            _download(root)
+            return "cifar10"
+        except RuntimeError as error:
+            reason = str(error).split("; ")[0]
+            with suppress(OSError):
+                failed.write_text(reason)
+    print(f"*** Using Shapes-10, generated images, because {reason}. To get CIFAR-10: {REMEDIES}. ***")
+    return "shapes10"
 
 
 def _choose_images(dataset, size):
@@ -206,18 +211,18 @@ def _load_cifar10(root):
 def _download(root: Path) -> None:
     """Fetch, verify and unpack CIFAR-10's archive; nothing stays behind when any of it fails."""
     url = os.environ.get("CIFAR10_URL") or CIFAR10.url
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
-        archive = Path(folder) / CIFAR10.filename
-        try:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
+            archive = Path(folder) / CIFAR10.filename
             _fetch(url, archive)
             if not check_integrity(archive, CIFAR10.tgz_md5):
                 raise OSError("the file that arrived is not CIFAR-10's archive (its MD5 differs)")
             with tarfile.open(archive) as tar:
                 tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
             shutil.move(Path(folder) / CIFAR10.base_folder, root / CIFAR10.base_folder)
-        except (OSError, ValueError, tarfile.TarError) as error:
-            raise RuntimeError(f"CIFAR-10 could not be downloaded from {url} ({error}); {REMEDIES}") from error
+    except (OSError, ValueError, HTTPException, tarfile.TarError) as error:
+        raise RuntimeError(f"CIFAR-10 could not be downloaded from {url} ({error}); {REMEDIES}") from error
 
 
 def _open(url):
@@ -273,7 +278,7 @@ def _load_folder(folder: Path) -> DatasetPair:
         _write_cache(cache, images=images, key=key)
     classes, n = tuple(train.classes), len(train.samples)
     labels = np.array(train.targets + test.targets)
-    name = "cifar10" if classes == CLASSES else folder.resolve().name
+    name = "cifar10" if classes == CLASSES else f"folder-{folder.resolve().name}"
     halves = (Dataset(images[part], labels[part], classes) for part in (slice(n), slice(n, None)))
     return DatasetPair(*halves, name)
 
@@ -295,7 +300,10 @@ def _decode(path) -> np.ndarray:
     """One image file as (32, 32, 3) uint8 RGB; a larger or oblong one is cropped to its central square and shrunk."""
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image).convert("RGB")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image = image.convert("RGB")
             if image.size != (SIZE, SIZE):
                 image = ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BICUBIC)
             return np.asarray(image)
@@ -317,17 +325,13 @@ def _read_cache(path, key):
         with np.load(path) as file:
             if str(file["key"]) == key:
                 return file["images"]
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     return None
 
 
 def _write_cache(path, **arrays):
     """Write a cache file in one step; a folder that cannot be written to goes without."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, **arrays)
-        os.replace(file.name, path)
-    except OSError:
-        pass
+    with suppress(OSError), tempfile.TemporaryDirectory(dir=path.parent, prefix=".cache-") as folder:
+        np.savez(Path(folder) / path.name, **arrays)
+        os.replace(Path(folder) / path.name, path)

@@ -7,6 +7,7 @@ import shutil
 import socket
 import tarfile
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_folder_is_read_in_the_order_of_file_names_with_classes_by_alphabet(fold
     pair = load_dataset(str(folder))
     assert (levels(pair.train), levels(pair.test)) == ([0, 1, 2, 3], [100, 101, 102, 103])
     assert pair.train.labels.tolist() == pair.test.labels.tolist() == [1, 0, 1, 0]
-    assert (pair.classes, pair.name) == (("cat", "dog"), "pets")
+    assert (pair.classes, pair.name) == (("cat", "dog"), "folder-pets")
     assert pair.train.labels.dtype == np.int64 and pair.train.images.dtype == np.uint8
 
 
@@ -294,6 +295,19 @@ def test_address_without_a_server_is_a_failed_download(tmp_path, monkeypatch, ur
     assert list(tmp_path.iterdir()) == []
 
 
+def test_name_that_is_looked_up_for_ever_is_a_failed_download(tmp_path, monkeypatch):
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(20) and [])
+    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("CIFAR10_URL", "http://mirror.invalid/cifar-10-python.tar.gz")
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="no answer within 0.5 seconds.*CIFAR10_URL"):
+        load_dataset("cifar10", tmp_path)
+    assert time.monotonic() - start < 10 and list(tmp_path.iterdir()) == []
+    over.set()
+
+
 def test_auto_says_why_it_falls_back_and_asks_the_network_once_a_day(tmp_path, mirror, capsys):
     for _ in range(2):
         pair = load_dataset("auto", tmp_path, train_size=11, test_size=3)
@@ -331,7 +345,7 @@ def test_auto_and_cifar10_use_a_folder_on_disk(tmp_path, mirror):
 def test_environment_overrides_auto_and_nothing_else(tmp_path, mirror, folder, monkeypatch):
     shutil.copytree(folder, tmp_path / "cifar10")
     monkeypatch.setenv("WALKTHROUGH_DATA", str(folder))
-    assert [load_dataset(name, tmp_path).name for name in ("auto", "cifar10")] == ["pets", "cifar10"]
+    assert [load_dataset(name, tmp_path).name for name in ("auto", "cifar10")] == ["folder-pets", "folder-cifar10"]
     assert mirror.asked == []
 
 

@@ -290,7 +290,7 @@ def test_help_lists_every_setting(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     for field in fields(TrainConfig):
-        described = shown.split(f"  --{field.name.replace('_', '-')}")[1].split("\n  --")[0]
+        described = shown.split(f"  --{field.name.replace('_', '-')}")[-1].split("\n  --")[0]
         assert f"(default: {field.default})" in " ".join(described.split()), field.name
 
 
