@@ -106,7 +106,10 @@ def _as_classes(classes, logits):
     n, num_classes = logits.shape
     if classes is None:
         return logits.detach().argmax(1)
-    classes = torch.as_tensor(classes, device=logits.device)
+    try:
+        classes = torch.as_tensor(classes, device=logits.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"classes must be integers, got {classes!r}") from error
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise ValueError(f"classes must be integers, got {classes.dtype}")
     if classes.ndim == 0:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 HEAT = "viridis"  # heatmaps: even steps of brightness, safe for the colour-blind
 SIGNED = "RdBu_r"  # signed maps: red for, blue against, white at zero
-FIRST, SECOND, THIRD = sns.color_palette("colorblind")[:3]
+COLOURS = sns.color_palette("colorblind")  # ten
 
 
 def save(figure: Figure, name: str, dataset_name: str) -> Figure:
@@ -45,7 +45,7 @@ def class_counts(counts: dict, classes) -> Figure:
     """Bars of the number of images of each class; counts: {"training set": (num_classes,), ...}."""
     figure, ax = _single(8, 3)
     width = 0.8 / len(counts)
-    for i, ((name, values), colour) in enumerate(zip(counts.items(), (FIRST, SECOND))):
+    for i, ((name, values), colour) in enumerate(zip(counts.items(), COLOURS)):
         ax.bar(np.arange(len(classes)) + (i - (len(counts) - 1) / 2) * width, values, width, label=name, color=colour)
     ax.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
     ax.set(ylabel="images")
@@ -56,7 +56,7 @@ def class_counts(counts: dict, classes) -> Figure:
 def lines(x, series: dict, xlabel: str, ylabel: str, references: dict | None = None, ylim=None) -> Figure:
     """Curves over x, {label: (n,)}; references: {label: value} as dashed horizontal lines."""
     figure, ax = _single(6.5, 3.8)
-    for (label, values), colour in zip(series.items(), (FIRST, SECOND, THIRD)):
+    for (label, values), colour in zip(series.items(), COLOURS):
         ax.plot(x, values, label=label, color=colour, marker="o" if len(x) <= 60 else None, markersize=4)
     for (label, value), style in zip((references or {}).items(), ("--", ":", "-.")):
         ax.axhline(value, label=label, color="0.35", linestyle=style)
@@ -72,9 +72,10 @@ def confusion_heatmap(matrix: np.ndarray, classes) -> Figure:
     figure, ax = _single(8, 6.6)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     bar = {"label": "share of the actual class", "ticks": [0, 0.01, 0.05, 0.2, 0.5, 1]}
+    labels = {"xticklabels": classes, "yticklabels": classes}
     norm = PowerNorm(0.4, vmin=0, vmax=1)
-    sns.heatmap(share, ax=ax, annot=matrix, fmt="d", cmap="cividis", norm=norm, square=True, cbar_kws=bar)
-    ax.set(xlabel="predicted class", ylabel="actual class", xticklabels=classes, yticklabels=classes)
+    sns.heatmap(share, ax=ax, annot=matrix, fmt="d", cmap="cividis", norm=norm, square=True, cbar_kws=bar, **labels)
+    ax.set(xlabel="predicted class", ylabel="actual class")
     ax.tick_params(axis="x", rotation=45)
     ax.tick_params(axis="y", rotation=0)
     return figure
@@ -83,11 +84,11 @@ def confusion_heatmap(matrix: np.ndarray, classes) -> Figure:
 def histogram(groups: dict, xlabel: str, bins=30, range=None, ylabel: str = "share of the group", reference=None) -> Figure:
     """Outlined histograms of {label: (n,)}, each scaled to its own group; reference: (label, x) as a dashed line."""
     figure, ax = _single(7, 3.5)
-    for (label, values), colour in zip(groups.items(), (FIRST, SECOND, THIRD, "0.4")):
+    for (label, values), colour in zip(groups.items(), COLOURS):
         values = np.asarray(values)[~np.isnan(values)]
         weights = np.full(len(values), 1 / max(len(values), 1))
-        ax.hist(values, bins, range, weights=weights, histtype="stepfilled", alpha=0.25, color=colour)
-        ax.hist(values, bins, range, weights=weights, histtype="step", linewidth=1.8, color=colour, label=label)
+        ax.hist(values, bins, range=range, weights=weights, histtype="stepfilled", alpha=0.25, color=colour)
+        ax.hist(values, bins, range=range, weights=weights, histtype="step", linewidth=1.8, color=colour, label=label)
     if reference:
         ax.axvline(reference[1], color="0.3", linestyle="--", label=reference[0])
     ax.set(xlabel=xlabel, ylabel=ylabel)
@@ -98,7 +99,7 @@ def histogram(groups: dict, xlabel: str, bins=30, range=None, ylabel: str = "sha
 def bars(values: dict, xlabel: str, xlim=None) -> Figure:
     """Horizontal bars of {label: value}, each with its number."""
     figure, ax = _single(7, 0.4 * len(values) + 0.9)
-    drawn = ax.barh(list(values), list(values.values()), color=FIRST)
+    drawn = ax.barh(list(values), list(values.values()), color=COLOURS[0])
     ax.bar_label(drawn, fmt="%.3f", padding=3)
     ax.set(xlabel=xlabel, xlim=xlim)
     ax.invert_yaxis()
@@ -123,7 +124,7 @@ def explanations(images, titles, overlays=None, signed=None, scale: float = 1.15
         ax.set_title(title, fontsize=8)
     for row, maps in zip(axes[1:], overlays.values()):
         for ax, image, heat in zip(row, images, maps):
-            ax.imshow(_pixels(image).mean(-1), cmap="gray")
+            ax.imshow(_pixels(image).mean(-1), cmap="gray", vmin=0, vmax=1)
             shown = ax.imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1, alpha=0.6)
     if overlays:
         figure.colorbar(shown, cax=figure.add_subplot(grid[1 : 1 + len(overlays), -1]), label="share of the\nmap's maximum")
@@ -145,7 +146,7 @@ def cells(image, values, title: str, heat=None) -> Figure:
     axes[0].imshow(_pixels(image))
     axes[0].set_title("image")
     if heat is not None:
-        axes[1].imshow(_pixels(image).mean(-1), cmap="gray")
+        axes[1].imshow(_pixels(image).mean(-1), cmap="gray", vmin=0, vmax=1)
         shown = axes[1].imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1, alpha=0.6)
         axes[1].set_title("heatmap")
         figure.colorbar(shown, ax=axes[1], label="share of the map's maximum")

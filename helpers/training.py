@@ -5,7 +5,6 @@ For runs of hours: `python -m helpers.training --help`.
 
 import argparse
 import os
-import pickle
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -59,11 +58,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
 
 def make_scheduler(optimizer, config: TrainConfig, steps_per_epoch: int):
     """One-cycle learning rate (Smith & Topin 2018, arXiv:1708.07120), set at every step, momentum left alone."""
+    total_steps = config.epochs * steps_per_epoch + 1  # the step after the last is never taken
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=config.peak_lr,
-        total_steps=config.epochs * steps_per_epoch + 1,  # the step after the last is never taken
-        pct_start=config.warmup,
+        total_steps=total_steps,
+        pct_start=max(config.warmup, 1.5 / total_steps),  # where their product is 1, OneCycleLR divides by zero
         anneal_strategy="linear",
         cycle_momentum=False,
     )
@@ -195,16 +195,22 @@ def load_checkpoint(path, config, model, optimizer, scheduler, scaler) -> list[d
     if not Path(path).exists():
         return []
     try:
-        state = torch.load(path, weights_only=True)
-        saved = state["config"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        saved = state["config"] | _extent(state["model"], state["scheduler"])
+    except Exception as error:  # which one depends on where the file is damaged
         raise ValueError(f"{path} is not a checkpoint of this project, or is damaged: delete it to start anew") from error
-    changed = [f"{k} {saved.get(k)} there, {v} here" for k, v in asdict(config).items() if saved.get(k) != v]
+    here = asdict(config) | _extent(model.state_dict(), scheduler.state_dict())
+    changed = [f"{k} {saved.get(k)} there, {v} here" for k, v in here.items() if saved.get(k) != v]
     if changed:
         raise ValueError(f"{path} is from another run ({'; '.join(changed)}): delete it or name another file")
     for name, part in (("model", model), ("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)):
         part.load_state_dict(state[name])
     return state["history"]
+
+
+def _extent(model_state, scheduler_state):
+    """What else tells two runs apart: the size of the network, and of the data set."""
+    return {"parameters": sum(v.numel() for v in model_state.values()), "steps": scheduler_state["total_steps"] - 1}
 
 
 def _row(epoch, config, scores, scheduler, seconds):
@@ -228,7 +234,7 @@ def _parse(argv):
     for field in fields(TrainConfig):
         kind = {bool: {"action": argparse.BooleanOptionalAction}, tuple: {"type": int, "nargs": "+"}}
         options = kind.get(field.type, {"type": field.type})
-        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help=" ", **options)
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help="as in TrainConfig", **options)
     return parser.parse_args(argv)
 
 

@@ -158,6 +158,18 @@ def test_images_stay_as_they_are_and_get_no_gradient(model):
     assert torch.equal(images, IMAGES) and images.grad is None and images.requires_grad
 
 
+def test_layer_may_hand_on_the_images_themselves():
+    net = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(12, 1))
+    images = torch.rand(2, 3, 2, 2)
+    weights = net[2].weight.view(3, 4).mean(1)
+    for mode in (contextlib.nullcontext, torch.inference_mode):
+        with mode():
+            mine = images.clone()
+            got = GradCAM(net, "0").evidence(mine, 0)
+        torch.testing.assert_close(got, torch.einsum("c,nchw->nhw", weights, images).detach())
+        assert not mine.requires_grad
+
+
 def test_nothing_below_the_layer_is_differentiated(model):
     tracked = {}
     for name in ("stem", *STAGES):

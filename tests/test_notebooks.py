@@ -45,7 +45,7 @@ def test_cells_are_few_and_short(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_code_names_no_class(path):
     code = "\n".join(cell.source for cell in code_cells(path))
-    assert not re.search(rf"\b({'|'.join(data.CLASSES + shapes.CLASSES)})\b", code)
+    assert not re.search(rf"""["']({"|".join(data.CLASSES + shapes.CLASSES)})["']""", code)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -155,6 +155,18 @@ def test_history_names_every_epoch_and_scores_the_validation_set(data):
     assert list(without.train_loss) == list(history.train_loss)
 
 
+def test_fit_hands_its_settings_on(data):
+    still = TrainConfig(epochs=1, batch_size=13, peak_lr=1e-9, label_smoothing=0.4, padding=0, hole=0, degrees=0, flip=False)
+    model, twin = tiny_net(), tiny_net()
+    for net in (model, twin):
+        net.fc.weight.data *= 20  # far from even probabilities, which smoothing would not change
+    history = fit(model, data, None, still, CPU)
+    assert not any(module.training for module in model.modules())
+    log_p = twin.train()(data.tensor()).log_softmax(1)  # batch norm sees the whole batch, in whatever order
+    expected = -(0.6 * log_p[range(13), data.labels] + 0.4 * log_p.mean(1)).mean().item()
+    assert history.train_loss[0] == pytest.approx(expected, rel=1e-4)
+
+
 def stop_at(epoch):
     def log(row):
         if row["epoch"] == epoch:
