@@ -4,8 +4,13 @@ For runs of hours: `python -m helpers.training --help`.
 """
 
 import argparse
+import copy
 import os
+import signal
+import sys
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -14,10 +19,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from helpers.augmentation import augmentation_steps, compose
-from helpers.data import Dataset, channel_statistics, load_dataset, make_loader, seed_transform, split, to_float
+from helpers.data import SIZE, Dataset, channel_statistics, load_dataset, make_loader, seed_transform, split, to_float
 from helpers.model import resnet18, save_weights
 
 
@@ -37,11 +43,15 @@ class TrainConfig:
     hole: int = 8  # side of the dropped square in pixels
     degrees: float = 7.0  # largest rotation
     flip: bool = True  # mirror half of the images
+    ema: float = 0.0  # share that an averaged copy of the weights keeps at each step; 0: no such copy
     seed: int = 0  # of the order of images and of their augmentation
 
     def image_size(self, epoch: int) -> int:
         """Side of the training images in this epoch (counted from 0), in pixels."""
         return self.image_sizes[min(epoch, len(self.image_sizes) - 1)]
+
+
+NOT_SCORED = {"loss": float("nan"), "accuracy": float("nan")}
 
 
 def default_device() -> torch.device:
@@ -80,31 +90,75 @@ def autocast(device: torch.device) -> torch.autocast:
     """Mixed precision on a GPU (bfloat16 where it has it, else float16); float32 on a CPU."""
     on_gpu = device.type == "cuda"
     dtype = torch.float16 if on_gpu and not torch.cuda.is_bf16_supported() else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=on_gpu)
+    return torch.autocast("cuda" if on_gpu else "cpu", dtype=dtype, enabled=on_gpu)
 
 
-def train_one_epoch(model, loader, optimizer, scheduler, scaler, criterion, image_size, device) -> dict:
-    """One pass over the loader's images. Returns their mean loss and accuracy, per image, as seen while learning."""
-    model.train()
-    loss_sum, correct, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
+class Run:
+    """All that changes while a network trains, and so all that a checkpoint holds.
+
+    model, optimizer, scheduler, scaler: as PyTorch has them.  average: the averaged copy of the model, or None.
+    history: a row for each finished epoch.  step, seen, sums: batches and images done of the epoch under way, and their
+    summed loss and right answers.  There is no random state: `seed_epoch` makes it from the seed and the epoch's number.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int, device: torch.device):
+        self.model = model
+        self.average = None
+        if config.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        self.optimizer = make_optimizer(model, config)
+        self.scheduler = make_scheduler(self.optimizer, config, steps_per_epoch)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and not torch.cuda.is_bf16_supported())
+        self.history, self.step, self.seen, self.sums = [], 0, 0, torch.zeros(2, dtype=torch.float64, device=device)
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network that validation and the final weights are of: the average where there is one."""
+        return self.average.module if self.average else self.model
+
+    def parts(self) -> dict:
+        """What has a state of its own, by name."""
+        parts = {name: getattr(self, name) for name in ("model", "average", "optimizer", "scheduler", "scaler")}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def train_step(run: Run, forward, images, labels, criterion, image_size: int) -> torch.Tensor:
+    """Learn from one batch of uint8 images; returns its summed loss and right answers as a tensor (2,) on their device."""
+    with autocast(images.device):
+        logits = forward(resize(to_float(images), image_size))
+        loss = criterion(logits, labels)
+    run.optimizer.zero_grad()
+    run.scaler.scale(loss).backward()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.scheduler.step()
+    if run.average:
+        run.average.update_parameters(run.model)
+    return torch.stack([loss.detach().double() * len(labels), (logits.argmax(1) == labels).sum().double()])
+
+
+def train_one_epoch(run: Run, forward, loader, criterion, image_size, device, stop=None) -> dict | None:
+    """One pass over the loader's images. Returns their mean loss and accuracy, per image, as seen while learning.
+
+    forward: the model or its compiled form.  stop: a threading.Event; once it is set, the epoch breaks off and returns None.
+    """
+    run.model.train()
     bar = tqdm(loader, leave=False, unit="batch")
     for step, (images, labels) in enumerate(bar):
-        images = to_float(images.to(device, memory_format=torch.channels_last, non_blocking=True))
+        if step < run.step:
+            continue  # learned before the run was resumed; drawn again so that the draws that follow are the same
+        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        with autocast(device):
-            logits = model(resize(images, image_size))
-            loss = criterion(logits, labels)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        loss_sum += loss.detach() * len(labels)
-        correct += (logits.argmax(1) == labels).sum()
-        seen += len(labels)
-        if step % 10 == 0:
-            bar.set_postfix(loss=f"{loss_sum.item() / seen:.3f}", accuracy=f"{correct.item() / seen:.3f}")
-    return {"loss": loss_sum.item() / seen, "accuracy": correct.item() / seen}
+        run.sums += train_step(run, forward, images, labels, criterion, image_size)
+        run.step, run.seen = run.step + 1, run.seen + len(labels)
+        if run.step % 10 == 0:  # not oftener: reading a number makes a GPU wait
+            loss, accuracy = (run.sums / run.seen).tolist()
+            bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}", refresh=False)
+        if stop is not None and stop.is_set():
+            return None
+    loss, accuracy = (run.sums / run.seen).tolist()
+    run.step, run.seen, run.sums = 0, 0, torch.zeros_like(run.sums)
+    return {"loss": loss, "accuracy": accuracy}
 
 
 @torch.inference_mode()
@@ -129,41 +183,47 @@ def fit(
     device: torch.device | None = None,
     checkpoint=None,
     log=None,
+    compile: bool = False,
 ) -> pd.DataFrame:
     """Train the model in place and return its history, one row an epoch.
 
     validation: scored after every epoch; None leaves those columns empty.
-    checkpoint: a path; written after every epoch, and resumed from when it exists.
+    checkpoint: a path; written after every epoch and when interrupted, and resumed from when it exists, to the bit.
     log: called with the row of each finished epoch.  (The progress bar is tqdm's: TQDM_DISABLE=1 silences it.)
+    compile: use torch.compile, if it works here.
     Columns: epoch, image_size, train_loss, train_accuracy, validation_loss, validation_accuracy, learning_rate, seconds.
+    Raises KeyboardInterrupt after the batch in which Ctrl-C, or a notebook's stop button, was pressed.
     """
     device = device or default_device()
     model.to(device, memory_format=torch.channels_last)
     steps = augmentation_steps(config.padding, config.hole, config.degrees, config.flip)
     train = replace(train, transform=compose(steps))
     generator = torch.Generator()
-    workers = min(4, os.cpu_count() or 1) if device.type == "cuda" else 0
-    loader = make_loader(train, config.batch_size, generator, workers)
-    optimizer = make_optimizer(model, config)
-    scheduler = make_scheduler(optimizer, config, len(loader))
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and not torch.cuda.is_bf16_supported())
+    loader = make_loader(train, config.batch_size, generator, min(8, os.cpu_count() or 1) if device.type == "cuda" else 0)
+    run = Run(model, config, len(loader), device)
+    if checkpoint:
+        load_checkpoint(checkpoint, config, run)
+    forward = compiled(model, device) if compile else model
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    history = load_checkpoint(checkpoint, config, model, optimizer, scheduler, scaler) if checkpoint else []
-    for epoch in range(len(history), config.epochs):
-        start = time.perf_counter()
-        seed_epoch(generator, train, config.seed, epoch)
-        scores = {
-            "train": train_one_epoch(model, loader, optimizer, scheduler, scaler, criterion, config.image_size(epoch), device)
-        }
-        if validation is not None:
-            scores["validation"] = evaluate(model, make_loader(validation, 500), device)
-        history.append(_row(epoch, config, scores, scheduler, time.perf_counter() - start))
-        if log:
-            log(history[-1])
-        if checkpoint:
-            save_checkpoint(checkpoint, config, model, optimizer, scheduler, scaler, history)
+    with interruptible() as stop:
+        for epoch in range(len(run.history), config.epochs):
+            start = time.perf_counter()
+            seed_epoch(generator, train, config.seed, epoch)
+            learned = train_one_epoch(run, forward, loader, criterion, config.image_size(epoch), device, stop)
+            if learned is not None:
+                scored = NOT_SCORED if validation is None else evaluate(run.scored, make_loader(validation, 500), device)
+                seconds = time.perf_counter() - start
+                run.history.append(_row(epoch, config, {"train": learned, "validation": scored}, run.scheduler, seconds))
+                if log:
+                    log(run.history[-1])
+            if checkpoint:
+                save_checkpoint(checkpoint, config, run)
+            if stop.is_set():
+                raise KeyboardInterrupt(_how_to_go_on(run, checkpoint))
+    if run.average:
+        model.load_state_dict(run.scored.state_dict())
     model.eval()
-    return pd.DataFrame(history)
+    return pd.DataFrame(run.history)
 
 
 def seed_epoch(generator: torch.Generator, train: Dataset, seed: int, epoch: int) -> None:
@@ -176,36 +236,88 @@ def seed_epoch(generator: torch.Generator, train: Dataset, seed: int, epoch: int
     seed_transform(train, int(augmentation))
 
 
-def save_checkpoint(path, config, model, optimizer, scheduler, scaler, history) -> None:
-    """Write all that `load_checkpoint` needs, in one step: a kill leaves the old file or the new one."""
+@contextmanager
+def interruptible():
+    """Turn Ctrl-C, or a notebook's stop button, into an event to look at between two batches; a second one interrupts at once."""
+    stop = threading.Event()
+
+    def handle(number, frame):
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():  # only the main one can handle signals
+        yield stop
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def compiled(model: nn.Module, device: torch.device):
+    """The model through torch.compile, or the model itself, after saying why, where that does not work."""
+    try:
+        trial = torch.compile(copy.deepcopy(model).train())
+        trial(torch.zeros(2, 3, SIZE, SIZE, device=device)).sum().backward()
+        return torch.compile(model)
+    except Exception as error:
+        print(f"training without torch.compile, which does not work here ({type(error).__name__})")
+        return model
+
+
+def save_checkpoint(path, config: TrainConfig, run: Run) -> None:
+    """Write all that `load_checkpoint` needs. The file before it stays as `<path>.previous`; a kill leaves one of them whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
-    state = {name: part.state_dict() for name, part in parts.items()}
+    state = {name: part.state_dict() for name, part in run.parts().items()}
+    progress = {"step": run.step, "seen": run.seen, "sums": run.sums}
     temporary = path.with_name(f"{path.name}.tmp")
-    torch.save({**state, "config": asdict(config), "history": history}, temporary)
+    torch.save({**state, "config": asdict(config), "history": run.history, **progress}, temporary)
+    if path.exists():
+        os.replace(path, _previous(path))
     os.replace(temporary, path)
 
 
-def load_checkpoint(path, config, model, optimizer, scheduler, scaler) -> list[dict]:
-    """Restore a run in place and return its history so far; an absent file gives an empty history.
+def load_checkpoint(path, config: TrainConfig, run: Run) -> None:
+    """Bring a fresh run to where its checkpoint was written; without a checkpoint, leave it as it is.
 
-    Raises ValueError when the file is damaged or belongs to a run with another configuration. Nothing in it is executed.
+    A damaged or foreign file is named and the previous one used. Raises ValueError when there is no whole one, or when it
+    belongs to a run with another configuration, network or number of images. Nothing in a file is executed.
     """
-    if not Path(path).exists():
-        return []
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["config"] | _extent(state["model"], state["scheduler"])
-    except Exception as error:  # which one depends on where the file is damaged
-        raise ValueError(f"{path} is not a checkpoint of this project, or is damaged: delete it to start anew") from error
-    here = asdict(config) | _extent(model.state_dict(), scheduler.state_dict())
-    changed = [f"{k} {saved.get(k)} there, {v} here" for k, v in here.items() if saved.get(k) != v]
+    path = Path(path)
+    found = [p for p in (path, _previous(path)) if p.exists()]
+    for candidate in found:
+        try:
+            state = torch.load(candidate, map_location="cpu", weights_only=True)
+            there = state["config"] | _extent(state["model"], state["scheduler"])
+            break
+        except Exception:  # which one depends on where the file is damaged
+            print(f"{candidate} is not a checkpoint of this project, or is damaged")
+    else:
+        if found:
+            raise ValueError(f"no checkpoint at {path} can be read: delete it to start anew, or name another file")
+        return
+    here = asdict(config) | _extent(run.model.state_dict(), run.scheduler.state_dict())
+    changed = [f"{k} {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
     if changed:
-        raise ValueError(f"{path} is from another run ({'; '.join(changed)}): delete it or name another file")
-    for name, part in (("model", model), ("optimizer", optimizer), ("scheduler", scheduler), ("scaler", scaler)):
+        raise ValueError(f"{candidate} is from another run ({'; '.join(changed)}): delete it or name another file")
+    for name, part in run.parts().items():
         part.load_state_dict(state[name])
-    return state["history"]
+    run.history, run.step, run.seen = state["history"], state["step"], state["seen"]
+    run.sums.copy_(state["sums"])
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(f"{path.name}.previous")
+
+
+def _how_to_go_on(run, checkpoint):
+    done = f"stopped after {len(run.history)} epochs and {run.step} batches"
+    if checkpoint:
+        return f"{done}, saved in {checkpoint}: run this again to go on from there"
+    return f"{done}; nothing is saved: give a checkpoint to be able to go on"
 
 
 def _extent(model_state, scheduler_state):
@@ -214,11 +326,10 @@ def _extent(model_state, scheduler_state):
 
 
 def _row(epoch, config, scores, scheduler, seconds):
-    empty = {"loss": float("nan"), "accuracy": float("nan")}
     return {
         "epoch": epoch + 1,
         "image_size": config.image_size(epoch),
-        **{f"{part}_{name}": scores.get(part, empty)[name] for part in ("train", "validation") for name in empty},
+        **{f"{part}_{name}": value for part, found in scores.items() for name, value in found.items()},
         "learning_rate": scheduler.get_last_lr()[0],
         "seconds": round(seconds, 1),
     }
@@ -230,6 +341,7 @@ def _parse(argv):
     parser.add_argument("--train-size", type=int, help="use so many training images (all)")
     parser.add_argument("--validation-size", type=int, default=0, help="training images held out to choose by; 0: none")
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile, if it works here")
     parser.add_argument("--output", type=Path, default=Path("runs/training"), help="folder for checkpoint, history and weights")
     for field in fields(TrainConfig):
         kind = {bool: {"action": argparse.BooleanOptionalAction}, tuple: {"type": int, "nargs": "+"}}
@@ -248,7 +360,11 @@ def main(argv=None) -> None:
     torch.manual_seed(config.seed)
     model = resnet18(len(data.classes), args.width, *channel_statistics(train.images))
     log = lambda row: print(", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)  # noqa: E731
-    history = fit(model, train, validation, config, checkpoint=args.output / "checkpoint.pt", log=log)
+    try:
+        checkpoint = args.output / "checkpoint.pt"
+        history = fit(model, train, validation, config, checkpoint=checkpoint, log=log, compile=args.compile)
+    except KeyboardInterrupt as stopped:
+        sys.exit(f"{stopped}")
     history.to_csv(args.output / "history.csv", index=False)
     save_weights(model, args.output / "weights.pt")
     print(f"weights and history are in {args.output}")

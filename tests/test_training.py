@@ -1,8 +1,10 @@
 import io
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import fields, replace
 
@@ -19,17 +21,19 @@ from helpers.augmentation import augmentation_steps, compose
 from helpers.data import Dataset, make_loader
 from helpers.model import load_pretrained, resnet18
 from helpers.training import (
+    Run,
     TrainConfig,
+    compiled,
     evaluate,
     fit,
     load_checkpoint,
     main,
     make_optimizer,
-    make_scheduler,
     resize,
     save_checkpoint,
     seed_epoch,
     train_one_epoch,
+    train_step,
 )
 
 CPU = torch.device("cpu")
@@ -46,9 +50,8 @@ def tiny_net(seed=0):
     return resnet18(width=8)  # the least: oneDNN corrupts memory in narrower channels_last nets
 
 
-def parts_of(model, config, steps_per_epoch=3):
-    optimizer = make_optimizer(model, config)
-    return model, optimizer, make_scheduler(optimizer, config, steps_per_epoch), torch.amp.GradScaler("cpu", enabled=False)
+def run_of(model, config=SMALL, steps_per_epoch=3):
+    return Run(model, config, steps_per_epoch, CPU)
 
 
 def test_two_epochs_are_sgd_nesterov_on_the_smoothed_loss_computed_in_numpy():
@@ -58,13 +61,14 @@ def test_two_epochs_are_sgd_nesterov_on_the_smoothed_loss_computed_in_numpy():
     batches = [slice(0, 4), slice(4, 7)]  # of unequal size: a mean over batches is not the mean over images
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     weight, bias = (p.detach().double().numpy().copy() for p in model.parameters())
-    optimizer = make_optimizer(model, config)
-    constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    run = run_of(model, config)
+    run.optimizer = make_optimizer(model, config)  # without the schedule that the run has put on its own
+    run.scheduler = torch.optim.lr_scheduler.LambdaLR(run.optimizer, lambda step: 1.0)
     loader = [(torch.from_numpy(images[b]), torch.from_numpy(labels[b])) for b in batches]
-    criterion, scaler = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing), torch.amp.GradScaler("cpu", enabled=False)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     velocity_w, velocity_b = 0.0, 0.0
     for _ in range(2):
-        got = train_one_epoch(model, loader, optimizer, constant, scaler, criterion, 2, CPU)
+        got = train_one_epoch(run, model, loader, criterion, 2, CPU)
         losses, hits = [], []
         for b in batches:
             x = images[b].reshape(-1, 12) / 255
@@ -103,7 +107,8 @@ def test_evaluate_is_the_unsmoothed_loss_per_image_in_eval_mode(data):
 
 
 def learning_rates(config, steps_per_epoch):
-    _, optimizer, scheduler, _ = parts_of(nn.Linear(2, 2), config, steps_per_epoch)
+    run = run_of(nn.Linear(2, 2), config, steps_per_epoch)
+    optimizer, scheduler = run.optimizer, run.scheduler
     rates = []
     for _ in range(config.epochs * steps_per_epoch):
         rates.append([group["lr"] for group in optimizer.param_groups])
@@ -187,27 +192,103 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(data, tmp_path):
     for (name, value), other in zip(whole.state_dict().items(), resumed.state_dict().values()):
         assert torch.equal(value, other), name
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), expected.drop(columns="seconds"))
-    assert [p.name for p in path.parent.iterdir()] == ["run.pt"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["run.pt", "run.pt.previous"]
+
+
+def interrupt_in_batch(number):
+    """A hook that presses Ctrl-C during the forward pass of that number."""
+    seen = []
+
+    def hook(module, inputs):
+        seen.append(None)
+        if len(seen) == number:
+            signal.raise_signal(signal.SIGINT)
+
+    return hook
+
+
+@pytest.mark.parametrize("batch", [2, 6, 7], ids=["within an epoch", "in its last batch", "in the first of the next"])
+def test_ctrl_c_ends_after_the_batch_and_the_run_goes_on_to_the_same_bits(data, tmp_path, batch):
+    config = replace(SMALL, ema=0.9)
+    whole, resumed, path = tiny_net(), tiny_net(), tmp_path / "run.pt"
+    expected = fit(whole, data, None, config, CPU)
+    hook = resumed.register_forward_pre_hook(interrupt_in_batch(batch))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"saved in .*run\.pt: run this again"):
+        fit(resumed, data, None, config, CPU, path)
+    assert signal.getsignal(signal.SIGINT) is before
+    hook.remove()
+    saved = torch.load(path, weights_only=True)
+    assert (len(saved["history"]), saved["step"]) == divmod(batch, 3) if batch % 3 else (batch // 3 - 1, 3)
+    history = fit(tiny_net(seed=99), data, None, config, CPU, path)
+    again = tiny_net(seed=98)  # a finished run loads its result
+    assert fit(again, data, None, config, CPU, path).equals(history)
+    for (name, value), other in zip(whole.state_dict().items(), again.state_dict().values()):
+        assert torch.equal(value, other), name
+    pd.testing.assert_frame_equal(history.drop(columns="seconds"), expected.drop(columns="seconds"))
+
+
+def test_ctrl_c_without_a_checkpoint_says_that_nothing_is_saved(data):
+    model = tiny_net()
+    model.register_forward_pre_hook(interrupt_in_batch(1))
+    with pytest.raises(KeyboardInterrupt, match="nothing is saved: give a checkpoint"):
+        fit(model, data, None, SMALL, CPU)
+
+
+def test_average_is_the_exponential_one_and_what_is_scored(data):
+    config, model = replace(SMALL, epochs=1, ema=0.75), tiny_net()
+    seen = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(module.fc.weight.detach().clone()))
+    run = run_of(model, config)
+    loader = make_loader(data, 5)
+    train_one_epoch(run, model, loader, nn.CrossEntropyLoss(), 16, CPU)
+    steps = [*seen[1:], model.fc.weight.detach()]  # the weights after each of the three steps
+    expected = steps[0]  # the first update copies
+    for weight in steps[1:]:
+        expected = 0.75 * expected + 0.25 * weight
+    torch.testing.assert_close(run.scored.fc.weight, expected)
+    assert not torch.allclose(run.scored.fc.weight, model.fc.weight)
+
+
+def test_step_leaves_no_tensor_on_another_device():
+    """On PyTorch's meta device every operation checks devices and shapes, as on a GPU, without one."""
+    with torch.device("meta"):
+        model = resnet18(width=8)
+        images, labels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    run = Run(model, replace(SMALL, ema=0.9), 3, torch.device("meta"))
+    sums = train_step(run, model, images, labels, nn.CrossEntropyLoss(label_smoothing=0.1), 24)
+    run.sums += sums
+    assert {sums.device.type} | {p.grad.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_compile_falls_back_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda model: 1 / 0)
+    model = tiny_net()
+    assert compiled(model, CPU) is model
+    assert "without torch.compile" in capsys.readouterr().out
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
     path = tmp_path / "run.pt"
-    save_checkpoint(path, SMALL, *parts_of(tiny_net(), SMALL), [{"epoch": 1}])
+    run = run_of(tiny_net())
+    run.history = [{"epoch": 1}]
+    save_checkpoint(path, SMALL, run)
     return path
 
 
 def test_absent_checkpoint_is_an_empty_history_and_leaves_the_model(tmp_path):
-    model = tiny_net()
-    assert load_checkpoint(tmp_path / "none.pt", SMALL, *parts_of(model, SMALL)) == []
-    assert torch.equal(model.fc.weight, tiny_net().fc.weight)
+    run = run_of(tiny_net())
+    load_checkpoint(tmp_path / "none.pt", SMALL, run)
+    assert run.history == []
+    assert torch.equal(run.model.fc.weight, tiny_net().fc.weight)
 
 
 @pytest.mark.parametrize(("field", "value"), [("peak_lr", 0.7), ("epochs", 5), ("image_sizes", (16,)), ("flip", False)])
 def test_checkpoint_of_another_configuration_is_refused_by_name(checkpoint, field, value):
     config = replace(SMALL, **{field: value})
     with pytest.raises(ValueError, match=rf"run\.pt .*{field}.*delete it") as caught:
-        load_checkpoint(checkpoint, config, *parts_of(tiny_net(), config))
+        load_checkpoint(checkpoint, config, run_of(tiny_net(), config))
     assert "\n" not in str(caught.value)
     assert str(value) in str(caught.value) and str(getattr(SMALL, field)) in str(caught.value)
 
@@ -215,7 +296,7 @@ def test_checkpoint_of_another_configuration_is_refused_by_name(checkpoint, fiel
 @pytest.mark.parametrize(("width", "steps_per_epoch"), [(9, 3), (8, 5)], ids=["another width", "another number of images"])
 def test_checkpoint_of_another_network_or_data_set_is_refused(checkpoint, width, steps_per_epoch):
     with pytest.raises(ValueError, match=r"run\.pt .*delete it") as caught:
-        load_checkpoint(checkpoint, SMALL, *parts_of(resnet18(width=width), SMALL, steps_per_epoch))
+        load_checkpoint(checkpoint, SMALL, run_of(resnet18(width=width), SMALL, steps_per_epoch))
     assert "\n" not in str(caught.value)
 
 
@@ -226,7 +307,7 @@ FOREIGN |= {"empty file": b"", "text": b"hello\n", "table": b"epoch,loss\n1,2\n"
 def assert_refused(path):
     model = tiny_net()
     with pytest.raises(ValueError, match=r"run\.pt .*delete it") as caught:
-        load_checkpoint(path, SMALL, *parts_of(model, SMALL))
+        load_checkpoint(path, SMALL, run_of(model))
     assert "\n" not in str(caught.value)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tiny_net().parameters()))
 
@@ -244,6 +325,18 @@ def test_truncated_checkpoint_is_refused_in_one_line(checkpoint, share):
     assert_refused(checkpoint)
 
 
+def test_damaged_checkpoint_is_named_and_the_previous_one_used(checkpoint, capsys):
+    run = run_of(tiny_net(1))
+    run.history = [{"epoch": 1}, {"epoch": 2}]
+    save_checkpoint(checkpoint, SMALL, run)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    resumed = run_of(tiny_net(2))
+    load_checkpoint(checkpoint, SMALL, resumed)
+    assert capsys.readouterr().out == f"{checkpoint} is not a checkpoint of this project, or is damaged\n"
+    assert resumed.history == [{"epoch": 1}]
+    assert torch.equal(resumed.model.fc.weight, tiny_net().fc.weight)
+
+
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     path, target = tmp_path / "run.pt", tmp_path / "made_by_the_pickle"
     path.write_bytes(f"cos\nmkdir\n(V{target.as_posix()}\ntR.".encode())
@@ -258,16 +351,17 @@ def test_checkpoint_written_on_a_gpu_loads_without_one(checkpoint):
     with old, new:
         for name in old.namelist():  # "cpu" as the pickle spells it becomes "cuda:0"
             new.writestr(name, old.read(name).replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0"))
-    model = tiny_net(seed=5)
-    assert load_checkpoint(checkpoint, SMALL, *parts_of(model, SMALL)) == [{"epoch": 1}]
-    assert torch.equal(model.fc.weight, tiny_net().fc.weight)
+    run = run_of(tiny_net(seed=5))
+    load_checkpoint(checkpoint, SMALL, run)
+    assert run.history == [{"epoch": 1}]
+    assert torch.equal(run.model.fc.weight, tiny_net().fc.weight)
 
 
 def test_failed_save_leaves_the_old_checkpoint(checkpoint, monkeypatch):
     before = checkpoint.read_bytes()
     monkeypatch.setattr(torch, "save", lambda state, file: (open(file, "wb").close(), 1 / 0))
     with pytest.raises(ZeroDivisionError):
-        save_checkpoint(checkpoint, SMALL, *parts_of(tiny_net(1), SMALL), [])
+        save_checkpoint(checkpoint, SMALL, run_of(tiny_net(1)))
     assert checkpoint.read_bytes() == before
 
 
@@ -328,3 +422,22 @@ def test_command_trains_and_writes_weights_history_and_checkpoint(tmp_path, proj
     np.testing.assert_allclose(loaded.mean.flatten(), drawn.mean((0, 1, 2)), atol=0.02)
     np.testing.assert_allclose(loaded.std.flatten(), drawn.std((0, 1, 2)), atol=0.02)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL on Windows")
+def test_killed_command_goes_on_to_the_same_weights(tmp_path, project):
+    options = "--data shapes10 --train-size 300 --width 8 --epochs 6 --batch-size 10 --image-sizes 16 --ema 0.9"
+    command = [sys.executable, "-m", "helpers.training", *options.split(), "--output"]
+    settings = {"cwd": project, "env": os.environ | {"TQDM_DISABLE": "1"}, "stdout": subprocess.PIPE, "text": True}
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, **settings)
+    with subprocess.Popen([*command, str(tmp_path / "killed")], **settings) as process:
+        for _ in range(2):
+            process.stdout.readline()  # a line an epoch
+        time.sleep(0.1)
+        process.kill()
+    assert not (tmp_path / "killed" / "weights.pt").exists()
+    done = subprocess.run([*command, str(tmp_path / "killed")], check=True, **settings)
+    assert 4 <= len(done.stdout.splitlines()) - 1 <= 5  # less than one finished epoch is lost
+    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "killed")]
+    for part in ("model", "average"):
+        assert all(torch.equal(value, states[1][part][name]) for name, value in states[0][part].items())
