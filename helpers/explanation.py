@@ -1,8 +1,86 @@
-"""Measure heatmaps: how alike two maps are, and what other scores than the logit would have shown."""
+"""Measure heatmaps: do they find the object, does the network need what they mark, how alike are two of them?"""
+
+import copy
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.stats import rankdata
+
+from helpers.data import MEAN
+
+
+def pointing_game(heatmaps: torch.Tensor, masks: np.ndarray) -> np.ndarray:
+    """Whether each map's peak lies on its object (Zhang et al. 2016, arXiv:1608.00507), 0 or 1; a blank map is a miss.
+
+    heatmaps: (N, H, W) in [0, 1].  masks: (N, H, W) bool.  Returns (N,).
+    """
+    flat = _cells(heatmaps)
+    hits = masks.reshape(len(masks), -1)[np.arange(len(flat)), flat.argmax(1)]
+    return (hits & (flat.max(1) > 0)).astype(float)
+
+
+def energy_inside(heatmaps: torch.Tensor, masks: np.ndarray) -> np.ndarray:
+    """Share of each map's sum that lies on its object: (N, H, W) in [0, 1] and bool masks -> (N,); 0 for a blank map."""
+    flat = _cells(heatmaps)
+    total = flat.sum(1)
+    return (flat * masks.reshape(len(masks), -1)).sum(1) / np.where(total > 0, total, 1)
+
+
+def centred_gaussian(size: int) -> torch.Tensor:
+    """A heatmap (size, size) that knows only that objects tend to be in the middle; its spread is a quarter of the side."""
+    distance = (torch.arange(size) - (size - 1) / 2) / (size / 4)
+    bell = torch.exp(-(distance**2) / 2)
+    return bell[:, None] * bell
+
+
+def oracle(masks: np.ndarray, cells: int = 4) -> torch.Tensor:
+    """The best heatmaps that a grid of cells x cells can give: each mask averaged over the cells and upsampled; (N, H, W)."""
+    grid = F.adaptive_avg_pool2d(torch.from_numpy(masks).float()[:, None], cells)
+    heat = F.interpolate(grid, size=masks.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    return heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
+
+
+@torch.inference_mode()
+def deletion(model, images: torch.Tensor, classes, order: np.ndarray, batch_size: int = 250) -> np.ndarray:
+    """Probability of a class as the image's cells are painted over, one after the other (Samek et al. 2017, arXiv:1509.06321).
+
+    images: (N, 3, S, S) in [0, 1].  order: (N, g * g) cell numbers of a g x g grid, row by row, the first one deleted first.
+    A deleted cell takes the mean colour of CIFAR-10.  Returns (N, g * g + 1): before, and after each cell.
+    """
+    g = int(order.shape[1] ** 0.5)
+    rank = np.argsort(order, axis=1).reshape(-1, 1, g, g)  # when each cell goes
+    rank = F.interpolate(torch.from_numpy(rank).float(), size=images.shape[-2:], mode="nearest").to(images.device)
+    grey = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
+    classes, curves = torch.as_tensor(classes, device=images.device), []
+    for deleted in range(g * g + 1):
+        painted = torch.where(rank < deleted, grey, images)
+        p = torch.cat([model(part).float().softmax(1) for part in painted.split(batch_size)])
+        curves.append(p.gather(1, classes[:, None])[:, 0].cpu().numpy())
+    return np.stack(curves, axis=1)
+
+
+def randomised(model, stages, seed: int = 0):
+    """A copy of the model in which these parts have fresh random weights (Adebayo et al. 2018, arXiv:1810.03292)."""
+    changed = copy.deepcopy(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in [m for name in stages for m in changed.get_submodule(name).modules()]:
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    return changed
+
+
+def diagnose(evidence: torch.Tensor) -> list[str]:
+    """Say of each raw map (N, h, w) how much of it speaks for the class, and why it is blank if it is."""
+    sentences = []
+    for cells in _cells(evidence):
+        positive = (cells > 0).mean()
+        verdict = "blank: no cell speaks for the class" if positive == 0 else f"{positive:.0%} of the cells speak for the class"
+        if not cells.any():
+            verdict = "blank: the layer puts out nothing that the class depends on"
+        sentences.append(f"{verdict}; evidence from {cells.min():+.2f} to {cells.max():+.2f} logit units")
+    return sentences
 
 
 def rank_correlation(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:

@@ -55,14 +55,16 @@ def class_counts(counts: dict, classes) -> Figure:
 
 def lines(x, series: dict, xlabel: str, ylabel: str, references: dict | None = None, ylim=None) -> Figure:
     """Curves over x, {label: (n,)}; references: {label: value} as dashed horizontal lines."""
-    figure, ax = _single(6.5, 3.8)
+    figure, ax = _single(6.5 if len(series) <= 4 else 9, 3.8)
     for (label, values), colour in zip(series.items(), COLOURS):
         ax.plot(x, values, label=label, color=colour, marker="o" if len(x) <= 60 else None, markersize=4)
     for (label, value), style in zip((references or {}).items(), ("--", ":", "-.")):
         ax.axhline(value, label=label, color="0.35", linestyle=style)
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
     ax.grid(alpha=0.3)
-    if list(series) != [ylabel] or references:
+    if len(series) > 4:
+        figure.legend(loc="outside right upper")
+    elif list(series) != [ylabel] or references:
         ax.legend()
     return figure
 

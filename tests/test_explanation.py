@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from helpers import explanation
+from helpers.data import MEAN
 from helpers.explanation import centred, interval, log_softmax_maps, of_class, rank_correlation, top_overlap
 from helpers.gradcam import GradCAM
 from helpers.model import resnet18
@@ -136,3 +137,71 @@ def test_interval_leaves_nans_out_and_repeats_itself():
     assert interval(np.r_[np.nan, values, np.nan]) == interval(values)
     assert interval(values, seed=1) != interval(values)
     assert np.isnan(interval(np.full(3, np.nan))).all()
+
+
+def test_pointing_game_and_energy_by_hand():
+    heat = torch.tensor([[[0.0, 1.0], [0.5, 0.5]], [[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.25]]])
+    masks = np.array([[[0, 1], [1, 0]], [[1, 1], [1, 1]], [[0, 0], [0, 1]]], dtype=bool)
+    assert explanation.pointing_game(heat, masks).tolist() == [1, 0, 0]  # the second is blank: a miss, whatever the mask
+    assert explanation.energy_inside(heat, masks).tolist() == pytest.approx([0.75, 0, 0.2])
+
+
+def test_a_map_of_one_pixel_drawn_at_random_scores_the_masks_area():
+    generator = torch.Generator().manual_seed(0)
+    heat = torch.rand(4000, 8, 8, generator=generator)
+    masks = np.zeros((4000, 8, 8), dtype=bool)
+    masks[:, :2, :4] = True  # an eighth
+    assert explanation.pointing_game(heat, masks).mean() == pytest.approx(1 / 8, abs=0.02)
+    assert explanation.energy_inside(heat, masks).mean() == pytest.approx(1 / 8, abs=0.01)
+
+
+def test_oracle_hits_a_mask_that_fills_a_cell_and_beats_the_gaussian_off_the_middle():
+    masks = np.zeros((2, 32, 32), dtype=bool)
+    masks[0, 8:16, 24:32] = masks[1, 0:8, 0:8] = True
+    assert explanation.pointing_game(explanation.oracle(masks), masks).tolist() == [1, 1]
+    gaussian = explanation.centred_gaussian(32)
+    assert gaussian.argmax() in (15 * 33, 15 * 33 + 1, 15 * 33 + 32, 16 * 33)
+    assert torch.equal(gaussian, gaussian.flip(0)) and torch.equal(gaussian, gaussian.T)
+    assert explanation.pointing_game(gaussian.expand(2, -1, -1), masks).tolist() == [0, 0]
+
+
+class QuadrantSum(torch.nn.Module):
+    """Two classes; the logit of the first is the sum of the image's upper left quarter, that of the second is 0."""
+
+    def forward(self, images):
+        first = images[:, :, :4, :4].sum((1, 2, 3))
+        return torch.stack([first, torch.zeros_like(first)], dim=1)
+
+
+def test_deletion_follows_the_order_and_leaves_the_images():
+    images = torch.ones(2, 3, 8, 8)
+    order = np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
+    curves = explanation.deletion(QuadrantSum(), images, [0, 1], order)
+    p_whole = torch.sigmoid(torch.tensor(48.0)).item()
+    p_grey = torch.sigmoid(torch.tensor(16 * sum(MEAN))).item()
+    np.testing.assert_allclose(curves[0], [p_whole, p_grey, p_grey, p_grey, p_grey], rtol=1e-5)
+    np.testing.assert_allclose(curves[1], 1 - np.array([p_whole] * 4 + [p_grey]), atol=1e-6)
+    assert (images == 1).all()
+
+
+def test_randomised_changes_the_named_parts_of_a_copy_alone():
+    model = resnet18(width=8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(5)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    changed = explanation.randomised(model, ["fc", "layer4"])
+    assert torch.equal(drawn, torch.rand(1)), "the caller's random state was used up"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    differs = {name.split(".")[0] for name, value in changed.state_dict().items() if not torch.equal(value, before[name])}
+    assert differs == {"fc", "layer4"}
+    again = explanation.randomised(model, ["fc", "layer4"])
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in changed.state_dict().items())
+
+
+def test_diagnosis_tells_the_three_kinds_of_map_apart():
+    maps = torch.tensor([[[1.0, -2.0], [-1.0, -1.0]], [[-1.0, -2.0], [-1.0, -1.5]], [[0.0, 0.0], [0.0, 0.0]]])
+    first, second, third = explanation.diagnose(maps)
+    assert first == "25% of the cells speak for the class; evidence from -2.00 to +1.00 logit units"
+    assert second.startswith("blank: no cell speaks for the class") and "-2.00 to -1.00" in second
+    assert third.startswith("blank: the layer puts out nothing")

@@ -3,17 +3,27 @@ import pytest
 from scipy.ndimage import binary_fill_holes, center_of_mass, label
 from scipy.stats import f_oneway
 
-from helpers.shapes import AREA, CLASSES, CONTRAST, OUTLINES, draw_background, draw_coverage, draw_image, generate
+from helpers.shapes import (
+    AREA,
+    CLASSES,
+    CONTRAST,
+    DISTRACTOR,
+    OUTLINES,
+    draw_coverage,
+    draw_scene,
+    generate,
+    generate_pairs,
+    paint,
+)
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Rows of (class, image, mask, background, coverage): 400 images, and what their seeds draw step by step."""
-    rows = []
-    for seed in range(400):
-        image, mask = draw_image(seed % 10, np.random.default_rng(seed))
-        generator = np.random.default_rng(seed)
-        rows.append((seed % 10, image, mask, draw_background(generator), draw_coverage(seed % 10, generator)))
+    """Rows of (class, image, mask, what lies behind the object, its coverage): 400 images and what they were painted from."""
+    found, rows, generator = generate(400, 7), [], np.random.default_rng(7)
+    for n, (image, mask) in enumerate(zip(found["images"], found["masks"])):
+        background, (distractor, (coverage, _)) = draw_scene([n % 10], generator)
+        rows.append((n % 10, image, mask, paint(background, [distractor]), coverage))
     return rows
 
 
@@ -57,15 +67,15 @@ def test_object_is_wholly_inside_and_anywhere_there(drawn):
 @pytest.mark.parametrize("seed", range(10))
 def test_every_outline_covers_the_area_that_was_drawn(seed):
     area = np.random.default_rng(seed).uniform(*AREA)
-    ratios = [draw_coverage(n, np.random.default_rng(seed)).mean() / area for n in range(10)]
-    assert 1 < min(ratios) and max(ratios) < 1.12  # the polygon's edge pixels are filled as well
-    assert max(ratios) / min(ratios) < 1.08
+    ratios = [draw_coverage(c, np.random.default_rng(seed)).mean() / area for c in (*OUTLINES.values(), DISTRACTOR)]
+    assert 1 < min(ratios) and max(ratios) < 1.06  # the polygon's edge pixels are filled as well
+    assert max(ratios) / min(ratios) < 1.04
 
 
 def test_classes_cover_the_same_area_on_average():
     seeds = range(40)  # the same ones, so the same areas
-    means = [np.mean([draw_coverage(n, np.random.default_rng(s)).mean() for s in seeds]) for n in range(10)]
-    assert max(means) / min(means) < 1.05
+    means = [np.mean([draw_coverage(c, np.random.default_rng(s)).mean() for s in seeds]) for c in OUTLINES.values()]
+    assert max(means) / min(means) < 1.03
 
 
 def test_class_is_independent_of_colour_place_and_background(drawn):
@@ -102,3 +112,29 @@ def test_objects_are_in_one_piece_and_the_ring_alone_has_a_hole(drawn):
     for class_index, _, mask, _, _ in drawn:
         assert label(mask, touching)[1] == 1
         assert (binary_fill_holes(mask, touching).sum() > mask.sum()) == (CLASSES[class_index] == "ring")
+
+
+def test_leaving_a_part_out_changes_its_own_pixels_alone(drawn):
+    full, bare, alone = (generate(400, 7, without)["images"] for without in (None, "object", "distractor"))
+    for n, (_, image, _, behind, coverage) in enumerate(drawn):
+        assert np.array_equal(bare[n], np.clip(np.round(behind), 0, 255))
+        assert np.array_equal(alone[n][coverage == 1], image[coverage == 1])
+    changed = (full != alone).any(-1)
+    assert 0.04 < changed.mean() < 0.16  # the part of the distractor that the object does not cover
+    assert changed.any((1, 2)).mean() > 0.95
+
+
+def test_pairs_are_of_two_classes_apart_from_each_other():
+    found = generate_pairs(60, 0)
+    assert (found["labels"][:, 0] != found["labels"][:, 1]).all()
+    assert not (found["masks"][:, 0] & found["masks"][:, 1]).any()
+    assert np.bincount(found["labels"].ravel(), minlength=10).min() > 0
+    colours = [[np.median(image[mask], axis=0) for mask in masks] for image, masks in zip(found["images"], found["masks"])]
+    inside = [
+        (image[mask] == colour).all(-1).mean()
+        for image, masks, two in zip(found["images"], found["masks"], colours)
+        for mask, colour in zip(masks, two)
+    ]
+    assert np.median(inside) > 0.5  # each object has one colour, but for its smooth edge
+    again = generate_pairs(60, 0)
+    assert all(np.array_equal(found[key], again[key]) for key in found)
