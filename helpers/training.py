@@ -351,7 +351,7 @@ def _parse(argv):
 
 
 def main(argv=None) -> None:
-    """Train from the command line; started again with the same options, it goes on after the last finished epoch."""
+    """Train from the command line; started again with the same options, it goes on from its last checkpoint."""
     args = _parse(argv)
     config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     config = replace(config, image_sizes=tuple(config.image_sizes))
