@@ -16,6 +16,7 @@ class GradCAM:
     """
 
     def __init__(self, model: nn.Module, layer: str = "layer4"):
+        model = getattr(model, "_orig_mod", model)  # torch.compile's result would not run the hook
         modules = dict(model.named_modules())
         if layer not in modules or not layer:
             known = ", ".join(name for name in modules if 0 < len(name) and name.count(".") < 2)
@@ -39,7 +40,8 @@ class GradCAM:
         """Raw signed maps at the layer's own resolution, in units of the logit, float32: (N, h, w), or (N, K, h, w).
 
         images: (N, C, H, W) floats as the model takes them.
-        classes: the class to explain: None (the predicted one), an int, or integers (N,) or (N, K).
+        classes: the class to explain: None (the predicted one), an int, or integers (N,) or (N, K). K classes cost one forward
+        pass and one backward pass from the logits to the layer, and the memory of K such gradients.
         The channels' mean gradients weigh the channels' activations (eqs. 1 and 2, before the ReLU). Where global average
         pooling and one linear layer follow, a map's cells sum to the logit less its bias.
         """
@@ -48,8 +50,9 @@ class GradCAM:
             activations, logits = self._forward(images.clone() if images.is_inference() else images)
             classes = _as_classes(classes, logits)
             scores = logits.gather(1, classes.reshape(len(logits), -1)).sum(0)
-            maps = [self._map(activations, score, last=k + 1 == len(scores)) for k, score in enumerate(scores)]
-        return maps[0] if classes.ndim == 1 else torch.stack(maps, dim=1)
+            weights = _gradients(scores, activations).float().mean(dim=(3, 4))
+            maps = torch.einsum("knc,nchw->nkhw", weights, activations.detach().float())
+        return maps[:, 0] if classes.ndim == 1 else maps
 
     def _forward(self, images):
         """The layer's output, as the only tensor that gradients are taken for, and the logits that follow from it."""
@@ -73,11 +76,13 @@ class GradCAM:
             raise ValueError(f"the model must return logits (N, num_classes), got {tuple(logits.shape)}")
         return kept[0], logits
 
-    @staticmethod
-    def _map(activations, score, last):
-        (gradients,) = torch.autograd.grad(score, activations, retain_graph=not last)
-        weights = gradients.float().mean(dim=(2, 3), keepdim=True)
-        return (weights * activations.detach().float()).sum(dim=1)
+
+def _gradients(scores, activations):
+    """Gradients of K scores with respect to activations (N, C, h, w), in one backward pass: (K, N, C, h, w)."""
+    if len(scores) == 1:
+        return torch.stack(torch.autograd.grad(scores[0], activations))
+    (gradients,) = torch.autograd.grad(scores, activations, torch.eye(len(scores)).to(scores), is_grads_batched=True)
+    return gradients
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class TrainConfig:
     degrees: float = 7.0  # largest rotation
     flip: bool = True  # mirror half of the images
     ema: float = 0.0  # share that an averaged copy of the weights keeps at each step; 0: no such copy
+    mixed_precision: bool = True  # 16-bit arithmetic where the machine is faster with it
     seed: int = 0  # of the order of images and of their augmentation
 
     def image_size(self, epoch: int) -> int:
@@ -86,17 +87,18 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Mixed precision on a GPU (bfloat16 where it has it, else float16); float32 on a CPU."""
-    on_gpu = device.type == "cuda"
-    dtype = torch.float16 if on_gpu and not torch.cuda.is_bf16_supported() else torch.bfloat16
-    return torch.autocast("cuda" if on_gpu else "cpu", dtype=dtype, enabled=on_gpu)
+def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
+    """Mixed precision where it pays: bfloat16 on a GPU or CPU with matrix units for it, float16 on an older GPU; else float32."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16, wanted)
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # without it, bfloat16 is no faster
+    return torch.autocast("cpu", torch.bfloat16, wanted and has_amx)
 
 
 class Run:
     """All that changes while a network trains, and so all that a checkpoint holds.
 
-    model, optimizer, scheduler, scaler: as PyTorch has them.  average: the averaged copy of the model, or None.
+    model, optimizer, scheduler, autocast, scaler: as PyTorch has them.  average: the averaged copy of the model, or None.
     history: a row for each finished epoch.  step, seen, sums: batches and images done of the epoch under way, and their
     summed loss and right answers.  There is no random state: `seed_epoch` makes it from the seed and the epoch's number.
     """
@@ -108,7 +110,9 @@ class Run:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.optimizer = make_optimizer(model, config)
         self.scheduler = make_scheduler(self.optimizer, config, steps_per_epoch)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and not torch.cuda.is_bf16_supported())
+        self.autocast = autocast(device, config.mixed_precision)
+        needs_scaler = config.mixed_precision and self.autocast.fast_dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=needs_scaler)
         self.history, self.step, self.seen, self.sums = [], 0, 0, torch.zeros(2, dtype=torch.float64, device=device)
 
     @property
@@ -124,8 +128,8 @@ class Run:
 
 def train_step(run: Run, forward, images, labels, criterion, image_size: int) -> torch.Tensor:
     """Learn from one batch of uint8 images; returns its summed loss and right answers as a tensor (2,) on their device."""
-    with autocast(images.device):
-        logits = forward(resize(to_float(images), image_size))
+    with run.autocast:
+        logits = forward(resize(to_float(images), image_size)).float()
         loss = criterion(logits, labels)
     run.optimizer.zero_grad()
     run.scaler.scale(loss).backward()

@@ -1,4 +1,5 @@
 import contextlib
+import gc
 
 import numpy as np
 import pytest
@@ -150,6 +151,54 @@ def test_half_precision_network_has_nearly_the_same_maps(model):
     got = GradCAM(model.half(), "layer3").evidence(IMAGES.half(), 3)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+
+
+def test_difference_map_sums_to_the_margin_less_the_difference_of_the_biases(model):
+    maps = GradCAM(model).evidence(IMAGES, torch.tensor([[2, 7], [0, 1], [9, 3]]))
+    logits, bias = model.eval()(IMAGES), model.fc.bias
+    expected = [logits[n, a] - logits[n, b] - (bias[a] - bias[b]) for n, (a, b) in enumerate([(2, 7), (0, 1), (9, 3)])]
+    torch.testing.assert_close((maps[:, 0] - maps[:, 1]).sum((1, 2)), torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_all_classes_cost_one_forward_pass_and_one_backward_pass(model):
+    passes = []
+    model.fc.register_forward_hook(lambda *_: passes.append("forward"))
+    model.fc.register_full_backward_hook(lambda *_: passes.append("backward"))
+    GradCAM(model, "layer3").evidence(IMAGES, torch.arange(10).expand(3, 10))
+    assert passes == ["forward", "backward"]
+
+
+def test_batch_of_one_and_an_image_that_is_not_square_equal_captum(model):
+    images = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(1))
+    got = GradCAM(model, "layer3").evidence(images, [[1, 8]])
+    assert got.shape == (1, 2, 6, 10)
+    for k, c in enumerate((1, 8)):
+        expected = LayerGradCam(model.eval(), model.layer3).attribute(images, c, relu_attributions=False)
+        torch.testing.assert_close(got[:, k], expected[:, 0].detach(), rtol=1e-3, atol=1e-6)
+
+
+def test_compiled_model_has_the_maps_of_the_model(model):
+    compiled = torch.compile(model.eval(), backend="eager")
+    compiled(IMAGES)
+    assert torch.equal(GradCAM(compiled, "layer3")(IMAGES, 3), GradCAM(model, "layer3")(IMAGES, 3))
+
+
+def test_wrapped_model_takes_the_wrappers_names_and_says_which(model):
+    wrapped = nn.DataParallel(model)
+    assert torch.equal(GradCAM(wrapped, "module.layer3")(IMAGES, 3), GradCAM(model, "layer3")(IMAGES, 3))
+    with pytest.raises(ValueError, match=r"module\.layer4"):
+        GradCAM(wrapped)
+
+
+def test_two_hundred_calls_keep_no_tensor(model):
+    cam = GradCAM(model, "layer4")
+    tensors = lambda: sum(isinstance(kept, torch.Tensor) for kept in gc.get_objects())  # noqa: E731
+    cam(IMAGES[:1], [[0, 1]])
+    gc.collect()
+    before = tensors()
+    for _ in range(200):
+        cam(IMAGES[:1], [[0, 1]])
+    assert tensors() <= before  # without collecting: nothing that only the garbage collector would free
 
 
 def test_images_stay_as_they_are_and_get_no_gradient(model):

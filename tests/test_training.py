@@ -55,7 +55,7 @@ def run_of(model, config=SMALL, steps_per_epoch=3):
 
 
 def test_two_epochs_are_sgd_nesterov_on_the_smoothed_loss_computed_in_numpy():
-    config = TrainConfig(momentum=0.8, weight_decay=0.3, label_smoothing=0.2, peak_lr=0.5)
+    config = TrainConfig(momentum=0.8, weight_decay=0.3, label_smoothing=0.2, peak_lr=0.5, mixed_precision=False)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (7, 3, 2, 2), dtype=np.uint8), rng.integers(0, 3, 7)
     batches = [slice(0, 4), slice(4, 7)]  # of unequal size: a mean over batches is not the mean over images
@@ -161,7 +161,8 @@ def test_history_names_every_epoch_and_scores_the_validation_set(data):
 
 
 def test_fit_hands_its_settings_on(data):
-    still = TrainConfig(epochs=1, batch_size=13, peak_lr=1e-9, label_smoothing=0.4, padding=0, hole=0, degrees=0, flip=False)
+    unchanged = dict(padding=0, hole=0, degrees=0, flip=False, mixed_precision=False)
+    still = TrainConfig(epochs=1, batch_size=13, peak_lr=1e-9, label_smoothing=0.4, **unchanged)
     model, twin = tiny_net(), tiny_net()
     for net in (model, twin):
         net.fc.weight.data *= 20  # far from even probabilities, which smoothing would not change
@@ -259,6 +260,20 @@ def test_step_leaves_no_tensor_on_another_device():
     sums = train_step(run, model, images, labels, nn.CrossEntropyLoss(label_smoothing=0.1), 24)
     run.sums += sums
     assert {sums.device.type} | {p.grad.device.type for p in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("amx", "wanted", "dtype"), [(True, True, torch.bfloat16), (True, False, torch.float32), (False, True, torch.float32)]
+)
+def test_mixed_precision_is_used_where_the_cpu_is_faster_with_it(monkeypatch, amx, wanted, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    run = run_of(tiny_net(), replace(SMALL, mixed_precision=wanted))
+    dtypes = []
+    run.model.register_forward_hook(lambda module, inputs, logits: dtypes.append(logits.dtype))
+    images, labels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    train_step(run, run.model, images, labels, nn.CrossEntropyLoss(), 16)
+    assert dtypes == [dtype]
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
 def test_compile_falls_back_and_says_so(monkeypatch, capsys):
