@@ -69,6 +69,19 @@ def lines(x, series: dict, xlabel: str, ylabel: str, references: dict | None = N
     return figure
 
 
+def training_curves(history) -> Figure:
+    """Loss and accuracy, of training and of validation, epoch by epoch; history: a table as `training.fit` returns it."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for ax, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        for part, marker, colour in zip(("train", "validation"), "os", COLOURS):
+            ax.plot(history["epoch"], history[f"{part}_{name}"], marker=marker, markersize=4, label=part, color=colour)
+        ax.set(xlabel="epoch", ylabel=name, ylim=(0, 1) if name == "accuracy" else None)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3)
+    ax.legend()
+    return figure
+
+
 def confusion_heatmap(matrix: np.ndarray, classes) -> Figure:
     """Counts (num_classes, num_classes), row = actual class, as numbers; colour: share of the row, stretched at its low end."""
     figure, ax = _single(8, 6.6)
@@ -95,16 +108,6 @@ def histogram(groups: dict, xlabel: str, bins=30, range=None, ylabel: str = "sha
         ax.axvline(reference[1], color="0.3", linestyle="--", label=reference[0])
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend()
-    return figure
-
-
-def bars(values: dict, xlabel: str, xlim=None) -> Figure:
-    """Horizontal bars of {label: value}, each with its number."""
-    figure, ax = _single(7, 0.4 * len(values) + 0.9)
-    drawn = ax.barh(list(values), list(values.values()), color=COLOURS[0])
-    ax.bar_label(drawn, fmt="%.3f", padding=3)
-    ax.set(xlabel=xlabel, xlim=xlim)
-    ax.invert_yaxis()
     return figure
 
 

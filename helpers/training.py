@@ -35,6 +35,7 @@ class TrainConfig:
     batch_size: int = 128  # images a step
     peak_lr: float = 0.1  # learning rate at the top of the one-cycle schedule
     warmup: float = 0.2  # share of all steps in which the learning rate rises; then it falls, both linearly
+    one_cycle: bool = True  # False: peak_lr throughout
     momentum: float = 0.9  # Nesterov momentum, per step
     weight_decay: float = 5e-4  # on convolutions and the linear layer, not on norms and biases
     label_smoothing: float = 0.1  # probability spread evenly over all classes
@@ -70,6 +71,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
 def make_scheduler(optimizer, config: TrainConfig, steps_per_epoch: int):
     """One-cycle learning rate (Smith & Topin 2018, arXiv:1708.07120), set at every step, momentum left alone."""
     total_steps = config.epochs * steps_per_epoch + 1  # the step after the last is never taken
+    flat = {} if config.one_cycle else {"div_factor": 1, "final_div_factor": 1}
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=config.peak_lr,
@@ -77,6 +79,7 @@ def make_scheduler(optimizer, config: TrainConfig, steps_per_epoch: int):
         pct_start=max(config.warmup, 1.5 / total_steps),  # where their product is 1, OneCycleLR divides by zero
         anneal_strategy="linear",
         cycle_momentum=False,
+        **flat,
     )
 
 

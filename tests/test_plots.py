@@ -1,5 +1,6 @@
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_rgba
@@ -11,6 +12,15 @@ RNG = np.random.default_rng(0)
 IMAGES = torch.from_numpy(RNG.random((3, 3, 6, 6), dtype=np.float32))
 HEAT = torch.from_numpy(RNG.random((3, 6, 6), dtype=np.float32))
 RAW = torch.from_numpy(RNG.normal(size=(3, 2, 2)).astype(np.float32))
+HISTORY = pd.DataFrame(
+    {
+        "epoch": [1, 2],
+        "train_loss": [2.0, 1.5],
+        "train_accuracy": [0.2, 0.4],
+        "validation_loss": [1.9, 1.4],
+        "validation_accuracy": [0.3, 0.5],
+    }
+)
 MATRIX = np.array([[8, 1, 1], [0, 5, 0], [30, 0, 10]])
 
 
@@ -33,7 +43,7 @@ DRAWN = {
     "lines": lambda: plots.lines([1, 2], {"a": [0, 1]}, "x", "y"),
     "confusion_heatmap": lambda: plots.confusion_heatmap(MATRIX, ("a", "b", "c")),
     "histogram": lambda: plots.histogram({"a": np.arange(5.0)}, "x"),
-    "bars": lambda: plots.bars({"a": 1.0}, "x"),
+    "training_curves": lambda: plots.training_curves(HISTORY),
     "explanations": lambda: plots.explanations(IMAGES, ["a"] * 3, {"heat": HEAT}, {"raw": RAW}),
     "cells": lambda: plots.cells(IMAGES[0], RAW[0], "raw"),
 }
@@ -50,11 +60,11 @@ def test_figures_stand_apart_from_pyplot_and_change_no_setting(draw, tmp_path):
 
 def test_save_writes_the_figure_for_cifar10_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "IMAGES", tmp_path / "images")
-    figure = plots.bars({"a": 1.0}, "x")
-    assert plots.save(figure, "bars.png", "shapes10") is figure
+    figure = plots.lines([1, 2], {"a": [0, 1]}, "x", "y")
+    assert plots.save(figure, "lines.png", "shapes10") is figure
     assert not (tmp_path / "images").exists()
-    assert plots.save(figure, "bars.png", "cifar10") is figure
-    assert imread(tmp_path / "images" / "bars.png").shape[:2] == tuple(
+    assert plots.save(figure, "lines.png", "cifar10") is figure
+    assert imread(tmp_path / "images" / "lines.png").shape[:2] == tuple(
         round(110 * side) for side in figure.get_size_inches()[::-1]
     )
 
@@ -142,12 +152,14 @@ def test_histogram_scales_each_group_to_itself_and_leaves_nans_out():
     assert set(ax.lines[0].get_xdata()) == {0.3}
 
 
-def test_bars_run_from_the_top_and_carry_their_numbers():
-    (ax,) = plots.bars({"first": 0.25, "second": 1.5}, "share", xlim=(0, 2)).axes
-    assert [bar.get_width() for bar in ax.patches] == [0.25, 1.5]
-    assert [text.get_text() for text in ax.texts] == ["0.250", "1.500"]
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["first", "second"]
-    assert ax.yaxis_inverted() and ax.get_xlabel() == "share" and ax.get_xlim() == (0, 2)
+def test_training_curves_draw_both_parts_epoch_by_epoch():
+    loss, accuracy = plots.training_curves(HISTORY).axes
+    for ax, name in ((loss, "loss"), (accuracy, "accuracy")):
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", name)
+        for line, part in zip(ax.get_lines(), ("train", "validation"), strict=True):
+            assert line.get_label() == part
+            np.testing.assert_array_equal(line.get_xydata(), HISTORY[["epoch", f"{part}_{name}"]])
+    assert label_texts(accuracy.get_legend()) == ["train", "validation"]
 
 
 def test_explanations_lay_heatmaps_over_grey_images_and_share_one_signed_scale():

@@ -125,6 +125,12 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_about_zero_in_straight_lin
     assert last < 1e-5
 
 
+def test_without_the_cycle_the_learning_rate_stays():
+    rates, last = learning_rates(TrainConfig(epochs=3, peak_lr=0.3, one_cycle=False), 5)
+    np.testing.assert_allclose(rates, 0.3)
+    assert last == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (1, 2), (1, 4), (2, 2), (4, 1), (1, 5)])
 def test_learning_rate_of_a_very_short_run_stays_between_zero_and_its_peak(epochs, steps):
     rates, last = learning_rates(TrainConfig(epochs=epochs), steps)

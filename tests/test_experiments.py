@@ -1,0 +1,56 @@
+import pandas as pd
+import pytest
+
+from helpers import experiments
+from helpers.training import TrainConfig
+
+
+def test_every_variant_changes_the_recipe_in_what_its_name_says():
+    for name, changes in experiments.VARIANTS.items():
+        assert all(getattr(experiments.RECIPE, field) != value for field, value in changes.items()), name
+
+
+def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def fit(model, train, validation, config, device):
+        seen.append((config, len(train), len(validation), sum(p.numel() for p in model.parameters())))
+        if len(seen) == 9:
+            raise KeyboardInterrupt
+        columns = ("train_accuracy", "validation_accuracy", "validation_loss")
+        return pd.DataFrame([dict.fromkeys(columns, 0.1), dict.fromkeys(columns, 0.5 + 0.1 * config.flip + 0.01 * config.seed)])
+
+    monkeypatch.setattr(experiments, "fit", fit)
+    path = tmp_path / "ablation.csv"
+    options = f"--data shapes10 --train-size 60 --validation-size 20 --epochs 3 --width 8 --seeds 2 --output {path}".split()
+    with pytest.raises(KeyboardInterrupt):
+        experiments.main(options)
+    experiments.main(options)
+    runs = pd.read_csv(path)
+    variants = list(experiments.VARIANTS)
+    assert list(zip(runs["seed"], runs["variant"])) == [(s, v) for s in (0, 1) for v in variants]
+    assert len(seen) == 2 * len(variants) + 1 and {row[1:] for row in seen} == {(40, 20, seen[0][3])}
+    assert {config.epochs for config, *_ in seen} == {3} and {config.seed for config, *_ in seen} == {0, 1}
+    table = experiments.summarise(runs)
+    assert list(table.index) == variants
+    assert table.loc["without flip", "difference"] == pytest.approx(-0.1)
+    assert table.loc["the recipe"].tolist() == pytest.approx([0.605, 0.01 / 2**0.5, 0, 0, 2])
+    assert "without flip" in capsys.readouterr().out
+
+
+def test_summary_by_hand():
+    rows = [("all", 0, 0.8), ("less", 0, 0.7), ("all", 1, 0.6), ("less", 1, 0.7)]
+    table = experiments.summarise(pd.DataFrame(rows, columns=["variant", "seed", "validation_accuracy"]))
+    # Differences -0.1 and +0.1: mean 0, standard deviation 0.1 * sqrt(2), divided by sqrt(2).
+    assert table.loc["less"].tolist() == pytest.approx([0.7, 0, 0, 0.1, 2])
+    assert table.loc["all", "standard deviation"] == pytest.approx(0.2 / 2**0.5)
+
+
+def test_a_real_run_learns_on_generated_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "VARIANTS", {"the recipe": {}})
+    recipe = TrainConfig(epochs=1, batch_size=20, image_sizes=(16,))
+    data = experiments.load_dataset("shapes10", train_size=60, test_size=20)
+    experiments.ablation(data.train, data.test, tmp_path / "ablation.csv", recipe, seeds=1, width=8)
+    runs = pd.read_csv(tmp_path / "ablation.csv")
+    assert runs.loc[0, ["variant", "seed", "epochs", "width"]].tolist() == ["the recipe", 0, 1, 8]
+    assert 0 <= runs.loc[0, "validation_accuracy"] <= 1
