@@ -26,15 +26,9 @@ class GradCAM:
     def __call__(self, images: torch.Tensor, classes=None) -> torch.Tensor:
         """Heatmaps in [0, 1] at the images' size: (N, H, W), or (N, K, H, W) for classes (N, K).
 
-        `evidence`, with negative cells set to 0, upsampled bilinearly and divided by the map's maximum; a map without
-        positive evidence is 0 everywhere.
+        `as_heatmaps` of `evidence`.
         """
-        maps = self.evidence(images, classes)
-        grid = maps.relu().reshape(len(maps), -1, *maps.shape[-2:])
-        heat = F.interpolate(grid, size=images.shape[-2:], mode="bilinear", align_corners=False)
-        peak = heat.amax(dim=(-2, -1), keepdim=True)
-        heat = torch.where(peak > 0, heat / peak.clamp_min(torch.finfo(heat.dtype).tiny), torch.zeros_like(heat))
-        return heat.reshape(*maps.shape[:-2], *images.shape[-2:])
+        return as_heatmaps(self.evidence(images, classes), images.shape[-2:])
 
     def evidence(self, images: torch.Tensor, classes=None) -> torch.Tensor:
         """Raw signed maps at the layer's own resolution, in units of the logit, float32: (N, h, w), or (N, K, h, w).
@@ -75,6 +69,19 @@ class GradCAM:
         if logits.ndim != 2 or len(logits) != len(images):
             raise ValueError(f"the model must return logits (N, num_classes), got {tuple(logits.shape)}")
         return kept[0], logits
+
+
+def as_heatmaps(maps: torch.Tensor, size) -> torch.Tensor:
+    """Raw maps (N, h, w) or (N, K, h, w) as heatmaps in [0, 1] of this size (H, W).
+
+    Negative cells are set to 0, the grid is upsampled bilinearly and divided by its maximum; a map without positive evidence is
+    0 everywhere.
+    """
+    grid = maps.relu().reshape(len(maps), -1, *maps.shape[-2:])
+    heat = F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
+    peak = heat.amax(dim=(-2, -1), keepdim=True)
+    heat = torch.where(peak > 0, heat / peak.clamp_min(torch.finfo(heat.dtype).tiny), torch.zeros_like(heat))
+    return heat.reshape(*maps.shape[:-2], *size)
 
 
 def _gradients(scores, activations):

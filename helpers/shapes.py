@@ -138,5 +138,18 @@ def generate_pairs(size: int, seed: int) -> dict[str, np.ndarray]:
     return dict(zip(("images", "labels", "masks"), (np.stack(part) for part in zip(*found))))
 
 
+def add_tag(images: np.ndarray, labels: np.ndarray, side: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Plant a shortcut: a square of `side` pixels in the top left corner, in a colour that tells the label.
+
+    images: (N, 32, 32, 3) uint8.  Returns such images, and masks (N, 32, 32) bool of the tags.
+    """
+    hues = np.arange(len(CLASSES)) * 180 / len(CLASSES)  # OpenCV's circle of hues has 180 steps
+    hsv = np.stack([hues, np.full_like(hues, 255), np.full_like(hues, 255)], axis=1).astype(np.uint8)
+    tagged, masks = images.copy(), np.zeros(images.shape[:3], dtype=bool)
+    tagged[:, :side, :side] = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0][labels][:, None, None]
+    masks[:, :side, :side] = True
+    return tagged, masks
+
+
 def _to_uint8(image):
     return np.clip(np.round(image), 0, 255).astype(np.uint8)

@@ -9,6 +9,7 @@ from helpers.shapes import (
     CONTRAST,
     DISTRACTOR,
     OUTLINES,
+    add_tag,
     draw_coverage,
     draw_scene,
     generate,
@@ -138,3 +139,17 @@ def test_pairs_are_of_two_classes_apart_from_each_other():
     assert np.median(inside) > 0.5  # each object has one colour, but for its smooth edge
     again = generate_pairs(60, 0)
     assert all(np.array_equal(found[key], again[key]) for key in found)
+
+
+def test_tag_tells_the_class_in_one_corner_and_leaves_the_rest():
+    drawn = generate(20, seed=0)
+    before = drawn["images"].copy()
+    tagged, masks = add_tag(drawn["images"], drawn["labels"], side=4)
+    np.testing.assert_array_equal(drawn["images"], before)
+    assert masks.sum((1, 2)).tolist() == [16] * 20 and masks[:, :4, :4].all()
+    np.testing.assert_array_equal(tagged[~masks], before[~masks])
+    colours = tagged[:, 3, 3]
+    np.testing.assert_array_equal(tagged[:, :4, :4], np.broadcast_to(colours[:, None, None], (20, 4, 4, 3)))
+    np.testing.assert_array_equal(colours[:10], colours[10:])
+    assert len({tuple(colour) for colour in colours}) == 10
+    assert colours[0].tolist() == [255, 0, 0]  # hue 0 is red: RGB, not BGR

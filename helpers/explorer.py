@@ -1,0 +1,153 @@
+"""Explore predictions and their heatmaps: widgets in a notebook, a static figure on a page that nobody can click on."""
+
+import io
+import os
+import sys
+from contextlib import contextmanager
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from helpers import plots
+from helpers.data import Dataset
+from helpers.evaluation import Predictions, confusion
+from helpers.gradcam import GradCAM, as_heatmaps
+
+LAYERS = ("layer4", "layer3", "layer2", "layer1")
+MATRIX_LIMIT = 12  # classes up to which the confusion matrix is shown as buttons
+
+
+def has_front_end() -> bool:
+    """Whether the notebook is open somewhere that can show widgets: Jupyter's server, VS Code or Colab started its kernel."""
+    return "google.colab" in sys.modules or any(name in os.environ for name in ("JPY_SESSION_NAME", "VSCODE_PID"))
+
+
+def explore(model, sets: dict[str, tuple[Dataset, Predictions]]):
+    """Show an `Explorer` where its widgets work, else the figure that it would begin with."""
+    explorer = Explorer(model, sets)
+    return explorer.box if has_front_end() else explorer.figure()
+
+
+class Explorer:
+    """Choose images by split, class and outcome; see each with its probabilities, two classes' maps and their difference.
+
+    model: as `GradCAM` takes it.  sets: {name: (images, the model's predictions for them)}.
+    The maps of all classes are computed once an image and layer.
+    """
+
+    def __init__(self, model, sets: dict[str, tuple[Dataset, Predictions]]):
+        self.model, self.sets, self.kept, self.quiet = model, sets, (None, None), False
+        classes = next(iter(sets.values()))[0].classes
+        numbered = [(name, number) for number, name in enumerate(classes)]
+        self.split = widgets.ToggleButtons(options=list(sets), description="images")
+        self.actual = widgets.Dropdown(options=[("any class", None), *numbered], description="is")
+        self.said = widgets.Dropdown(options=[("any class", None), *numbered], description="said")
+        self.outcome = widgets.ToggleButtons(options=["all", "right", "wrong"], description="outcome")
+        self.position = widgets.IntSlider(min=1, max=1, description="image")
+        self.first = widgets.Dropdown(options=numbered, description="map of")
+        self.second = widgets.Dropdown(options=numbered, description="and of")
+        self.layer = widgets.Dropdown(options=LAYERS, description="layer")
+        self.view = widgets.ToggleButtons(options=["smooth", "cells"], description="view")
+        self.strength = widgets.FloatSlider(value=0.6, min=0, max=1, step=0.1, description="strength")
+        self.picture, self.note = widgets.Image(format="png"), widgets.HTML()
+        filters, looks = (self.split, self.actual, self.said, self.outcome), (self.layer, self.view, self.strength)
+        for control in filters:
+            control.observe(self._filter, "value")
+        self.position.observe(self._choose, "value")
+        for control in (self.first, self.second, *looks):
+            control.observe(self._draw, "value")
+        rows = [filters[:1] + filters[3:], filters[1:3], [self.position, *looks[:1]], [self.first, self.second], looks[1:]]
+        self.box = widgets.VBox([*map(widgets.HBox, rows), self.note, self.picture, *self._matrix(classes)])
+        self._filter()
+
+    def figure(self) -> Figure:
+        """What the widgets show now."""
+        dataset, predictions = self.sets[self.split.value]
+        index = self.chosen[self.position.value - 1]
+        image, two = dataset.tensor([index])[0], [self.first.value, self.second.value]
+        maps = self._maps(dataset, index)[two]
+        heatmaps = as_heatmaps(maps[None], image.shape[-2:])[0] if self.view.value == "smooth" else None
+        maps = torch.cat([maps, maps[:1] - maps[1:]])
+        title = f"said {dataset.classes[predictions.predicted[index]]}, is {dataset.classes[dataset.labels[index]]}"
+        shown = image, title, predictions.probabilities[index], dataset.classes, [dataset.classes[number] for number in two]
+        return plots.explanation(*shown, maps, heatmaps, self.strength.value)
+
+    def _maps(self, dataset, index):
+        """Raw maps of all classes of one image, (num_classes, h, w), kept until another image or layer is asked for."""
+        key = (self.split.value, index, self.layer.value)
+        if self.kept[0] != key:
+            device = next(self.model.parameters()).device
+            everything = torch.arange(len(dataset.classes))[None]
+            maps = GradCAM(self.model, self.layer.value).evidence(dataset.tensor([index]).to(device), everything)
+            self.kept = key, maps[0].cpu()
+        return self.kept[1]
+
+    def _filter(self, change=None):
+        """Find the images that the filters leave and show the first of them."""
+        if self.quiet:
+            return
+        predictions = self.sets[self.split.value][1]
+        keep = np.ones(len(predictions.labels), dtype=bool)
+        if self.outcome.value != "all":
+            keep &= predictions.correct == (self.outcome.value == "right")
+        for control, numbers in ((self.actual, predictions.labels), (self.said, predictions.predicted)):
+            if control.value is not None:
+                keep &= numbers == control.value
+        self.chosen = np.flatnonzero(keep)
+        self.note.value = f"{len(self.chosen):,} images"
+        with self._together():
+            self.position.max = max(len(self.chosen), 1)
+            self.position.value = 1
+        self._choose()
+
+    def _choose(self, change=None):
+        """Compare the predicted class with the actual one, or with the runner-up where the prediction is right."""
+        if self.quiet:
+            return
+        if len(self.chosen):
+            predictions = self.sets[self.split.value][1]
+            index = self.chosen[self.position.value - 1]
+            said, second = np.argsort(-predictions.logits[index])[:2]
+            with self._together():
+                self.first.value = int(said)
+                self.second.value = int(second if predictions.correct[index] else predictions.labels[index])
+        self._draw()
+
+    def _draw(self, change=None):
+        if self.quiet:
+            return
+        png = io.BytesIO()
+        if len(self.chosen):
+            self.figure().savefig(png, format="png", dpi=90)
+        self.picture.value = png.getvalue()
+
+    @contextmanager
+    def _together(self):
+        """Change several controls and draw once, afterwards."""
+        before, self.quiet = self.quiet, True
+        yield
+        self.quiet = before
+
+    def _matrix(self, classes):
+        """The confusion matrix as buttons, row = actual class: a click shows the images of a cell."""
+        if len(classes) > MATRIX_LIMIT:
+            return []
+        counts = confusion(self.sets[self.split.value][1])
+        cells = [widgets.HTML("is \\ said"), *(widgets.HTML(name) for name in classes)]
+        for a, name in enumerate(classes):
+            cells.append(widgets.HTML(name))
+            for p in range(len(classes)):
+                button = widgets.Button(description=str(counts[a, p]), layout=widgets.Layout(width="auto"))
+                button.tooltip = f"is {name}, said {classes[p]}"
+                button.on_click(lambda _, a=a, p=p: self.show_cell(a, p))
+                cells.append(button)
+        columns = f"6em repeat({len(classes)}, minmax(2.5em, 5em))"
+        return [widgets.GridBox(cells, layout=widgets.Layout(grid_template_columns=columns))]
+
+    def show_cell(self, actual: int, said: int) -> None:
+        """Show the images of one cell of the confusion matrix."""
+        with self._together():
+            self.outcome.value, self.actual.value, self.said.value = "all", actual, said
+        self._filter()
