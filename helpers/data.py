@@ -296,17 +296,26 @@ def _list_split(folder):
     return found
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB, turned upright as its EXIF data ask; transparent parts become white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def to_size(image: Image.Image) -> np.ndarray:
+    """The central square of an RGB picture, shrunk (or enlarged) to (32, 32, 3) uint8; the same pixels where it has that size."""
+    return np.array(image if image.size == (SIZE, SIZE) else ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BICUBIC))
+
+
 def _decode(path) -> np.ndarray:
-    """One image file as (32, 32, 3) uint8 RGB; a larger or oblong one is cropped to its central square and shrunk."""
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("RGB")
-            if image.size != (SIZE, SIZE):
-                image = ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BICUBIC)
-            return np.asarray(image)
+            return to_size(to_rgb(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the image {path} ({error}): replace or remove it") from error
 

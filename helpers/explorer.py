@@ -1,5 +1,6 @@
 """Explore predictions and their heatmaps: widgets in a notebook, a static figure on a page that nobody can click on."""
 
+import html
 import io
 import os
 import sys
@@ -14,6 +15,7 @@ from helpers import plots
 from helpers.data import Dataset
 from helpers.evaluation import Predictions, confusion
 from helpers.gradcam import GradCAM, as_heatmaps
+from helpers.photo import explain_photo
 
 LAYERS = ("layer4", "layer3", "layer2", "layer1")
 MATRIX_LIMIT = 12  # classes up to which the confusion matrix is shown as buttons
@@ -28,6 +30,32 @@ def explore(model, sets: dict[str, tuple[Dataset, Predictions]]):
     """Show an `Explorer` where its widgets work, else the figure that it would begin with."""
     explorer = Explorer(model, sets)
     return explorer.box if has_front_end() else explorer.figure()
+
+
+def upload(model, classes: tuple):
+    """A button to upload a photograph with, and what the network makes of it; without widgets, a sentence on how to do it."""
+    if not has_front_end():
+        print("here you could upload a photograph, if the notebook were open in JupyterLab or Colab")
+        return None
+    button, note, picture = widgets.FileUpload(accept="image/*"), widgets.HTML(), widgets.Image(format="png")
+
+    def show(change):
+        files = change["new"]  # a tuple of files in ipywidgets 8, a dictionary in 7
+        content = (files[0] if isinstance(files, tuple) else next(iter(files.values())))["content"]
+        try:
+            figure, note.value = explain_photo(model, content, classes)
+            picture.value = _as_png(figure)
+        except ValueError as error:
+            picture.value, note.value = b"", f"<b>{html.escape(str(error))}</b>"
+
+    button.observe(show, "value")
+    return widgets.VBox([button, note, picture])
+
+
+def _as_png(figure: Figure) -> bytes:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=90)
+    return png.getvalue()
 
 
 class Explorer:
@@ -118,10 +146,7 @@ class Explorer:
     def _draw(self, change=None):
         if self.quiet:
             return
-        png = io.BytesIO()
-        if len(self.chosen):
-            self.figure().savefig(png, format="png", dpi=90)
-        self.picture.value = png.getvalue()
+        self.picture.value = _as_png(self.figure()) if len(self.chosen) else b""
 
     @contextmanager
     def _together(self):

@@ -130,4 +130,4 @@ def _as_classes(classes, logits):
         raise ValueError(f"classes must be one for each of the {n} images, (N,) or (N, K), got the shape {tuple(classes.shape)}")
     if classes.min() < 0 or classes.max() >= num_classes:
         raise ValueError(f"classes must lie between 0 and {num_classes - 1}, got {classes.min()} to {classes.max()}")
-    return classes.long()
+    return classes.long().clone()  # a tensor made in inference mode could not take part in the backward pass

@@ -7,6 +7,7 @@ import seaborn as sns
 import torch
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 HEAT = "viridis"  # heatmaps: even steps of brightness, safe for the colour-blind
@@ -144,15 +145,17 @@ def explanations(images, titles, overlays=None, signed=None, scale: float = 1.15
     return figure
 
 
-def explanation(image, title: str, probabilities, classes, labels, maps, heatmaps=None, strength: float = 0.6) -> Figure:
+def explanation(image, title, probabilities, classes, labels, maps, heatmaps=None, strength=0.6, photo=None) -> Figure:
     """One image, its probabilities, the maps of two classes and their difference. Drawn without a layout engine, for speed.
 
     image: (3, H, W) in [0, 1].  probabilities: (num_classes,).  labels: the names of the two classes.
     maps: their raw maps and the difference, (3, h, w), drawn cell by cell on one scale.  heatmaps: (2, H, W) in [0, 1], drawn
-    over the image in place of the two raw maps, with this strength (opacity).
+    over the image in place of the two raw maps, with this strength (opacity).  photo: what the image was cropped and shrunk from.
     """
-    figure = Figure(figsize=(12.5, 3))
-    axes = [figure.add_axes([left, 0.11, 0.165, 0.76]) for left in (0.005, 0.24, 0.415, 0.585, 0.755)]
+    wider = 0 if photo is None else 2.4  # inches
+    figure = Figure(figsize=(12.5 + wider, 3))
+    place = lambda left, width: figure.add_axes([(left + wider) / (12.5 + wider), 0.12, width / (12.5 + wider), 0.75])  # noqa: E731
+    axes = [place(left, 2.07) for left in (0.06, 3, 5.2, 7.3, 9.4)]
     axes[0].imshow(_pixels(image))
     _probability_bars(axes[1], probabilities, classes, labels)
     limit = float(np.abs(_array(maps)).max()) or 1.0
@@ -162,8 +165,15 @@ def explanation(image, title: str, probabilities, classes, labels, maps, heatmap
             ax.imshow(_array(heatmaps[i]), cmap=HEAT, vmin=0, vmax=1, alpha=strength)
         else:
             shown = ax.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
-    figure.colorbar(shown, cax=figure.add_axes([0.928, 0.12, 0.008, 0.74]), label="evidence (logit units)")
-    for ax, name in zip((axes[0], *axes[2:]), (title, *labels, f"{labels[0]} - {labels[1]}")):
+    figure.colorbar(shown, cax=place(11.57, 0.1), label="evidence (logit units)")
+    panels = list(zip((title, *labels, f"{labels[0]} - {labels[1]}"), (axes[0], *axes[2:])))
+    if photo is not None:
+        panels.append(("photo", place(0.06 - wider, 2.2)))
+        panels[-1][1].imshow(photo)
+        side = min(photo.size)
+        corner = [(length - side) / 2 - 0.5 for length in photo.size]
+        panels[-1][1].add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linestyle="--"))
+    for name, ax in panels:
         ax.set_title(name, fontsize=10)
         _bare(ax)
     return figure

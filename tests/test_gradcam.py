@@ -141,6 +141,12 @@ def test_callers_grad_mode_neither_matters_nor_changes(model, mode):
     assert not got.requires_grad
 
 
+def test_classes_may_have_been_predicted_in_inference_mode(model):
+    with torch.inference_mode():
+        predicted = model.eval()(IMAGES).topk(2).indices
+    assert torch.equal(GradCAM(model).evidence(IMAGES, predicted), GradCAM(model).evidence(IMAGES, predicted.tolist()))
+
+
 def test_frozen_network_has_the_same_maps(model):
     expected = GradCAM(model, "layer2")(IMAGES, 3)
     assert torch.equal(GradCAM(model.requires_grad_(False), "layer2")(IMAGES, 3), expected)
