@@ -44,7 +44,7 @@ def upload(model, classes: tuple):
         content = (files[0] if isinstance(files, tuple) else next(iter(files.values())))["content"]
         try:
             figure, note.value = explain_photo(model, content, classes)
-            picture.value = _as_png(figure)
+            picture.value = as_png(figure)
         except ValueError as error:
             picture.value, note.value = b"", f"<b>{html.escape(str(error))}</b>"
 
@@ -52,7 +52,8 @@ def upload(model, classes: tuple):
     return widgets.VBox([button, note, picture])
 
 
-def _as_png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """What a widget shows of a figure."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=90)
     return png.getvalue()
@@ -146,7 +147,7 @@ class Explorer:
     def _draw(self, change=None):
         if self.quiet:
             return
-        self.picture.value = _as_png(self.figure()) if len(self.chosen) else b""
+        self.picture.value = as_png(self.figure()) if len(self.chosen) else b""
 
     @contextmanager
     def _together(self):

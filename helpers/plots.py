@@ -112,6 +112,20 @@ def histogram(groups: dict, xlabel: str, bins=30, range=None, ylabel: str = "sha
     return figure
 
 
+def heatmaps(maps, titles, columns: int = 10) -> Figure:
+    """Heatmaps (N, H, W) in [0, 1] without their images, row by row, each under its title."""
+    columns = min(columns, len(maps))
+    rows = -(-len(maps) // columns)
+    figure = Figure(figsize=(max(1.3 * columns, 3), (3 if len(maps) == 1 else 1.5) * rows), layout="constrained")
+    for ax in figure.subplots(rows, columns, squeeze=False).flat:
+        _bare(ax)
+        ax.set_frame_on(False)
+    for ax, heat, title in zip(figure.axes, maps, titles):
+        ax.imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1)
+        ax.set_title(title, fontsize=9)
+    return figure
+
+
 def explanations(images, titles, overlays=None, signed=None, scale: float = 1.15) -> Figure:
     """A row of images and, below each, its maps: one row for every entry.
 
