@@ -44,20 +44,21 @@ class GuessGame:
     """Was the network right? The player sees the heatmap of the predicted class alone, and is scored against chance.
 
     Every round is a mistake or a right prediction, evenly; to each mistake belongs a right prediction of the same predicted
-    class, as close in confidence as there is, so that neither the class nor how sure the network was gives the answer away.
+    class (where there is one), as close in confidence as there is, so that neither class nor confidence gives the answer away.
     """
 
     def __init__(self, model, dataset: Dataset, predictions: Predictions, rounds: int = 20, seed: int = 0):
         rng = np.random.default_rng(seed)
         wrong, right = np.flatnonzero(~predictions.correct), np.flatnonzero(predictions.correct)
         pairs = []
-        for index in rng.permutation(wrong):
-            alike = right[predictions.predicted[right] == predictions.predicted[index]]
-            alike = np.setdiff1d(alike, [pair[1] for pair in pairs])
-            if len(alike) and len(pairs) < rounds // 2:
+        for index in rng.permutation(wrong)[: rounds // 2]:
+            free = np.setdiff1d(right, [pair[1] for pair in pairs])
+            same = free[predictions.predicted[free] == predictions.predicted[index]]
+            alike = same if len(same) else free
+            if len(alike):
                 pairs.append((index, alike[np.abs(predictions.confidence[alike] - predictions.confidence[index]).argmin()]))
         if not pairs:
-            raise ValueError("no mistake has a right prediction of the same class beside it: take more images")
+            raise ValueError("a game needs mistakes and right predictions: take more images")
         self.indices = rng.permutation(np.ravel(pairs))
         self.truth, self.guesses = predictions.correct[self.indices], []
         self.heatmaps = GradCAM(model)(dataset.tensor(self.indices), predictions.predicted[self.indices])
