@@ -13,7 +13,7 @@ TRAIN_SEED, TEST_SEED = 0, 1
 
 SIZE = 32  # pixels
 ZOOM = 8  # outlines are drawn this much larger, then averaged, so that edges are smooth
-AREA = (0.06, 0.16)  # share of the image that an object covers, least and most
+AREA = (0.04, 0.1)  # share of the image that an object covers, least and most
 CONTRAST = 90  # least distance between the object's colour and the mean colour behind it, in 0..255 RGB
 
 
