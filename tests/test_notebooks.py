@@ -1,6 +1,9 @@
 """What holds for every notebook as a file; that they run is tested by nbval."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -61,3 +64,33 @@ def test_outputs_come_from_one_clean_run(path):
 def test_a_committed_notebook_is_small_and_holds_no_machine_path(path):
     assert path.stat().st_size < 1_500_000
     assert not re.search(r"/(home|root|tmp|Users|content)/|[A-Z]:\\\\", path.read_text(encoding="utf-8"))
+
+
+def run_first_cell_on_colab(folder, url, **environment):
+    """In a fresh Python with a stand-in for google.colab, in an empty folder."""
+    cell = code_cells(NOTEBOOKS[0])[0].source.replace('PROJECT_URL = ""', f"PROJECT_URL = {url!r}")
+    stand_in = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')"
+    check = "import helpers.data; print(helpers.data.__file__, helpers.data.project_root())"
+    environment = {k: v for k, v in os.environ.items() if k not in ("WALKTHROUGH_ROOT", "PYTHONPATH")} | environment
+    command = [sys.executable, "-c", "\n".join([stand_in, cell, check])]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_first_cell_on_colab_fetches_the_project_and_says_where_checkpoints_go(tmp_path, project):
+    if not (project / ".git").exists():
+        pytest.skip("this copy of the project is no Git repository to clone")
+    for _ in range(2):  # the second time the project is there
+        done = run_first_cell_on_colab(tmp_path, str(project))
+        assert done.returncode == 0, done.stderr
+        *_, gpu, checkpoints, found = done.stdout.strip().splitlines()  # pip may have said something first
+        assert "GPU" in gpu
+        assert checkpoints == f"Data and checkpoints go to {tmp_path / 'project'}"
+        assert found == f"{tmp_path / 'project' / 'helpers' / 'data.py'} {tmp_path / 'project'}"
+
+
+def test_first_cell_on_colab_names_what_is_missing(tmp_path):
+    done = run_first_cell_on_colab(tmp_path, "")
+    assert done.stderr.strip().endswith(
+        "AssertionError: set PROJECT_URL in this cell to the address of the project's Git repository"
+    )
+    assert not any(tmp_path.iterdir())
