@@ -102,11 +102,12 @@ def load_pretrained(name: str = "cifar10") -> PreActResNet:
     """Load a trained network in eval mode, on the CPU, in float32.
 
     name: "cifar10" or "shapes10" (shipped in `helpers/weights`), the name of an image folder that notebook 02 has
-    trained on (`runs/<name>.pt`), or the path of a file that `save_weights` wrote.
+    trained on (`runs/<name>.pt`), or the path of a file that `save_weights` wrote, from here or from the project's folder.
     Raises FileNotFoundError when there are no such weights, ValueError when the file does not hold this network.
     The file is read with `weights_only=True`: nothing in it is executed.
     """
-    candidates = [WEIGHTS / f"{name}.pt", project_root() / "runs" / f"{name}.pt", Path(name)]
+    root = project_root()
+    candidates = [WEIGHTS / f"{name}.pt", root / "runs" / f"{name}.pt", Path(name), root / name]
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
         shipped = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.pt")))

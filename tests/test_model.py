@@ -83,7 +83,8 @@ def test_weights_of_a_run_are_found_by_name(model, tmp_path, monkeypatch):
     monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
     (tmp_path / "runs").mkdir()
     save_weights(model, tmp_path / "runs" / "flowers.pt")
-    assert torch.equal(load_pretrained("flowers").fc.weight, model.fc.weight.half().float())
+    for name in ("flowers", "runs/flowers.pt", tmp_path / "runs" / "flowers.pt"):
+        assert torch.equal(load_pretrained(name).fc.weight, model.fc.weight.half().float())
 
 
 def test_failed_save_leaves_the_old_file(model, tmp_path, monkeypatch):
