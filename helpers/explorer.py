@@ -28,8 +28,32 @@ def has_front_end() -> bool:
 
 def explore(model, sets: dict[str, tuple[Dataset, Predictions]]):
     """Show an `Explorer` where its widgets work, else the figure that it would begin with."""
-    explorer = Explorer(model, sets)
-    return explorer.box if has_front_end() else explorer.figure()
+    if has_front_end():
+        return Explorer(model, sets).box
+    dataset, predictions = next(iter(sets.values()))
+    return _figure(dataset, predictions, 0, _two_classes(predictions, 0), _all_maps(model, LAYERS[0], dataset, 0))
+
+
+def _two_classes(predictions, index):
+    """The predicted class and the actual one, or the runner-up where the prediction is right."""
+    said, second = np.argsort(-predictions.logits[index])[:2]
+    return [int(said), int(second if predictions.correct[index] else predictions.labels[index])]
+
+
+def _all_maps(model, layer, dataset, index):
+    """Raw maps of all classes of one image, (num_classes, h, w)."""
+    images = dataset.tensor([index]).to(next(model.parameters()).device)
+    return GradCAM(model, layer).evidence(images, torch.arange(len(dataset.classes))[None])[0].cpu()
+
+
+def _figure(dataset, predictions, index, two, maps, smooth=True, strength=0.6):
+    """An image, its probabilities, and the maps of two classes and their difference, from those of all."""
+    image, maps = dataset.tensor([index])[0], maps[two]
+    heatmaps = as_heatmaps(maps[None], image.shape[-2:])[0] if smooth else None
+    maps = torch.cat([maps, maps[:1] - maps[1:]])
+    title = f"said {dataset.classes[predictions.predicted[index]]}, is {dataset.classes[dataset.labels[index]]}"
+    shown = image, title, predictions.probabilities[index], dataset.classes, [dataset.classes[number] for number in two]
+    return plots.explanation(*shown, maps, heatmaps, strength)
 
 
 def upload(model, classes: tuple):
@@ -95,23 +119,11 @@ class Explorer:
         """What the widgets show now."""
         dataset, predictions = self.sets[self.split.value]
         index = self.chosen[self.position.value - 1]
-        image, two = dataset.tensor([index])[0], [self.first.value, self.second.value]
-        maps = self._maps(dataset, index)[two]
-        heatmaps = as_heatmaps(maps[None], image.shape[-2:])[0] if self.view.value == "smooth" else None
-        maps = torch.cat([maps, maps[:1] - maps[1:]])
-        title = f"said {dataset.classes[predictions.predicted[index]]}, is {dataset.classes[dataset.labels[index]]}"
-        shown = image, title, predictions.probabilities[index], dataset.classes, [dataset.classes[number] for number in two]
-        return plots.explanation(*shown, maps, heatmaps, self.strength.value)
-
-    def _maps(self, dataset, index):
-        """Raw maps of all classes of one image, (num_classes, h, w), kept until another image or layer is asked for."""
         key = (self.split.value, index, self.layer.value)
         if self.kept[0] != key:
-            device = next(self.model.parameters()).device
-            everything = torch.arange(len(dataset.classes))[None]
-            maps = GradCAM(self.model, self.layer.value).evidence(dataset.tensor([index]).to(device), everything)
-            self.kept = key, maps[0].cpu()
-        return self.kept[1]
+            self.kept = key, _all_maps(self.model, self.layer.value, dataset, index)
+        two = [self.first.value, self.second.value]
+        return _figure(dataset, predictions, index, two, self.kept[1], self.view.value == "smooth", self.strength.value)
 
     def _filter(self, change=None):
         """Find the images that the filters leave and show the first of them."""
@@ -132,16 +144,13 @@ class Explorer:
         self._choose()
 
     def _choose(self, change=None):
-        """Compare the predicted class with the actual one, or with the runner-up where the prediction is right."""
+        """Show the image that the slider stands at."""
         if self.quiet:
             return
         if len(self.chosen):
-            predictions = self.sets[self.split.value][1]
             index = self.chosen[self.position.value - 1]
-            said, second = np.argsort(-predictions.logits[index])[:2]
             with self._together():
-                self.first.value = int(said)
-                self.second.value = int(second if predictions.correct[index] else predictions.labels[index])
+                self.first.value, self.second.value = _two_classes(self.sets[self.split.value][1], index)
         self._draw()
 
     def _draw(self, change=None):

@@ -14,30 +14,31 @@ from helpers.gradcam import GradCAM
 
 def augmentation_playground(image: np.ndarray):
     """Sliders for the strength of each augmentation step, a button to draw anew, the image (32, 32, 3) uint8 and eight draws."""
-    strengths = {
-        "padding": widgets.IntSlider(value=4, max=12),
-        "hole": widgets.IntSlider(value=8, max=24),
-        "degrees": widgets.IntSlider(value=7, max=90),
-        "flip": widgets.Checkbox(value=True),
-    }
-    again, picture, seeds = widgets.Button(description="draw again"), widgets.Image(format="png"), iter(range(10**9))
+    seeds = iter(range(10**9))
 
-    def figure():
-        pipeline = compose(augmentation_steps(**{name: control.value for name, control in strengths.items()}), next(seeds))
+    def figure(**strengths):
+        pipeline = compose(augmentation_steps(**strengths), next(seeds))
         drawn = [pipeline(image=image)["image"] for _ in range(8)]
         return plots.image_grid([image, *drawn], ["original"] + ["drawn"] * 8, columns=9)
 
-    def draw(_=None):
-        picture.value = as_png(figure())
-
     if not has_front_end():
         return figure()
-    for name, control in strengths.items():
-        control.description = name
+    controls = {
+        "padding": widgets.IntSlider(value=4, max=12, description="padding"),
+        "hole": widgets.IntSlider(value=8, max=24, description="hole"),
+        "degrees": widgets.IntSlider(value=7, max=90, description="degrees"),
+        "flip": widgets.Checkbox(value=True, description="flip"),
+    }
+    again, picture = widgets.Button(description="draw again"), widgets.Image(format="png")
+
+    def draw(_=None):
+        picture.value = as_png(figure(**{name: control.value for name, control in controls.items()}))
+
+    for control in controls.values():
         control.observe(draw, "value")
     again.on_click(draw)
     draw()
-    return widgets.VBox([*strengths.values(), again, picture])
+    return widgets.VBox([*controls.values(), again, picture])
 
 
 class GuessGame:

@@ -36,6 +36,7 @@ def test_the_first_code_cell_is_the_same_everywhere():
 def test_metadata_asks_colab_for_a_gpu(path):
     metadata = nbformat.read(path, as_version=4).metadata
     assert metadata["accelerator"] == "GPU" and metadata["kernelspec"]["name"] == "python3"
+    assert "widgets" not in metadata, "a still figure was wanted, not the state of widgets that nobody can move"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
