@@ -40,8 +40,8 @@ class PreActResNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, width: int = 64, mean=MEAN, std=STD):
         super().__init__()
-        if width < 8:
-            raise ValueError(f"width must be at least 8, got {width}: PyTorch crashes when it trains narrower nets on some CPUs")
+        if width < 16:
+            raise ValueError(f"width must be at least 16, got {width}: PyTorch crashes when it trains narrower nets on some CPUs")
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)

@@ -18,7 +18,7 @@ def data():
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return resnet18(width=8)
+    return resnet18(width=16)
 
 
 @pytest.fixture

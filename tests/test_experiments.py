@@ -22,7 +22,7 @@ def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_pa
 
     monkeypatch.setattr(experiments, "fit", fit)
     path = tmp_path / "ablation.csv"
-    options = f"--data shapes10 --train-size 60 --validation-size 20 --epochs 3 --width 8 --seeds 2 --output {path}".split()
+    options = f"--data shapes10 --train-size 60 --validation-size 20 --epochs 3 --width 16 --seeds 2 --output {path}".split()
     with pytest.raises(KeyboardInterrupt):
         experiments.main(options)
     experiments.main(options)
@@ -50,7 +50,7 @@ def test_a_real_run_learns_on_generated_images(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "VARIANTS", {"the recipe": {}})
     recipe = TrainConfig(epochs=1, batch_size=20, image_sizes=(16,))
     data = experiments.load_dataset("shapes10", train_size=60, test_size=20)
-    experiments.ablation(data.train, data.test, tmp_path / "ablation.csv", recipe, seeds=1, width=8)
+    experiments.ablation(data.train, data.test, tmp_path / "ablation.csv", recipe, seeds=1, width=16)
     runs = pd.read_csv(tmp_path / "ablation.csv")
-    assert runs.loc[0, ["variant", "seed", "epochs", "width"]].tolist() == ["the recipe", 0, 1, 8]
+    assert runs.loc[0, ["variant", "seed", "epochs", "width"]].tolist() == ["the recipe", 0, 1, 16]
     assert 0 <= runs.loc[0, "validation_accuracy"] <= 1

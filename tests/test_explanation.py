@@ -20,7 +20,7 @@ ALL = torch.arange(10).expand(2, 10)
 @pytest.fixture
 def model():
     torch.manual_seed(1)
-    return resnet18(width=8).eval()
+    return resnet18(width=16).eval()
 
 
 def test_rank_correlation_is_scipys_with_ties_and_without():
@@ -102,7 +102,7 @@ def test_two_classes_with_all_the_probability_have_opposite_log_softmax_maps():
 def test_centred_maps_ignore_one_vector_added_to_the_weights_of_all_classes(model):
     before, probabilities = GradCAM(model).evidence(IMAGES, ALL), model(IMAGES).softmax(1)
     with torch.no_grad():
-        model.fc.weight.add_(torch.randn(1, 64, generator=torch.Generator().manual_seed(0)))
+        model.fc.weight.add_(torch.randn(1, 128, generator=torch.Generator().manual_seed(0)))
     after = GradCAM(model).evidence(IMAGES, ALL)
     torch.testing.assert_close(model(IMAGES).softmax(1), probabilities, rtol=1e-4, atol=1e-6)
     assert (after - before).abs().max() > 10 * (centred(after) - centred(before)).abs().max()
@@ -185,7 +185,7 @@ def test_deletion_follows_the_order_and_leaves_the_images():
 
 
 def test_randomised_changes_the_named_parts_of_a_copy_alone():
-    model = resnet18(width=8)
+    model = resnet18(width=16)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(5)
     drawn = torch.rand(1)

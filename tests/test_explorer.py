@@ -104,7 +104,7 @@ def test_a_change_shows_quickly(explore):
 
 def test_many_classes_have_no_matrix_of_buttons(sets):
     names, images = tuple(f"class {n}" for n in range(13)), sets["test"][0]
-    dataset, model = Dataset(images.images, images.labels, names), resnet18(13, width=8)
+    dataset, model = Dataset(images.images, images.labels, names), resnet18(13, width=16)
     box = explorer.Explorer(model, {"test": (dataset, predict(model, dataset))}).box
     assert not any(isinstance(child, explorer.widgets.GridBox) for child in box.children)
 

@@ -18,7 +18,7 @@ STAGES = ["layer1", "layer2", "layer3", "layer4"]
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    model = resnet18(width=8)
+    model = resnet18(width=16)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):  # a fresh one is nearly the identity in eval mode
             nn.init.uniform_(module.running_mean, -0.2, 0.2)

@@ -23,11 +23,16 @@ def randomise(module, seed=0):
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return randomise(resnet18(num_classes=7, width=8, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
+    return randomise(resnet18(num_classes=7, width=16, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)))
 
 
 def test_full_size_network_has_the_documented_number_of_parameters():
     assert sum(p.numel() for p in resnet18().parameters()) == 11_171_146
+
+
+def test_network_that_pytorch_could_crash_on_is_refused():
+    with pytest.raises(ValueError, match="at least 16"):
+        resnet18(width=15)
 
 
 @pytest.mark.parametrize(("in_channels", "channels", "stride"), [(4, 6, 2), (4, 6, 1), (4, 4, 2), (4, 4, 1)])
@@ -53,14 +58,14 @@ def test_logits_are_the_linear_layer_of_the_mean_of_layer4_without_a_relu(model,
     kept = []
     model.layer4.register_forward_hook(lambda module, inputs, output: kept.append(output))
     logits = model(torch.rand(2, 3, height, width))
-    assert kept[0].shape == (2, 64, height // 8, width // 8)
+    assert kept[0].shape == (2, 128, height // 8, width // 8)
     assert kept[0].min() < 0
     torch.testing.assert_close(logits, kept[0].mean((2, 3)) @ model.fc.weight.T + model.fc.bias)
 
 
 def test_model_normalises_its_images_itself(model):
     images = torch.rand(2, 3, 32, 32)
-    plain = resnet18(7, width=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).eval()
+    plain = resnet18(7, width=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if k not in ("mean", "std")}, strict=False)
     by_hand = torch.stack([(images[:, c] - 0.1 * (c + 1)) / (0.4 + 0.1 * c) for c in range(3)], dim=1)
     torch.testing.assert_close(model(images), plain(by_hand))
@@ -70,7 +75,7 @@ def test_model_normalises_its_images_itself(model):
 def test_saved_weights_come_back_in_half_precision(model, tmp_path):
     save_weights(model, tmp_path / "net.pt")
     loaded = load_pretrained(tmp_path / "net.pt")
-    assert (loaded.fc.out_features, loaded.stem.out_channels, loaded.training) == (7, 8, False)
+    assert (loaded.fc.out_features, loaded.stem.out_channels, loaded.training) == (7, 16, False)
     for name, value in model.state_dict().items():
         exact = name in ("mean", "std") or not value.is_floating_point()
         assert torch.equal(loaded.state_dict()[name], value if exact else value.half().float()), name
@@ -156,10 +161,10 @@ def test_shipped_weights_load_by_name(path):
 
 
 def test_described_stages_agree_with_receptive_fields_by_hand():
-    table = describe_stages(resnet18(width=8), size=48)
+    table = describe_stages(resnet18(width=16), size=48)
     assert list(table.receptive_field) == [3, 11, 25, 53, 109]
     assert list(table.stride) == [1, 1, 2, 4, 8]
-    assert list(table.channels) == [8, 8, 16, 32, 64]
+    assert list(table.channels) == [16, 16, 32, 64, 128]
     assert list(table.height) == list(table.width) == [48, 48, 24, 12, 6]
     assert list(table.stage) == ["stem", "layer1", "layer2", "layer3", "layer4"]
 

@@ -89,7 +89,7 @@ def test_the_network_gets_the_central_square():
 @pytest.mark.parametrize(("factor", "words"), [(0, "only 10% sure, so do not rely on it"), (500, "100% sure")])
 def test_explanation_is_of_the_two_likeliest_classes(monkeypatch, factor, words):
     torch.manual_seed(0)
-    model = resnet18(width=8).eval()
+    model = resnet18(width=16).eval()
     model.fc.weight.data *= factor
     model.fc.bias.data *= 0
     shown = {}
@@ -105,7 +105,7 @@ def test_explanation_is_of_the_two_likeliest_classes(monkeypatch, factor, words)
 
 
 def test_upload_explains_a_photo_and_survives_a_bad_one(monkeypatch, capsys):
-    model = resnet18(width=8).eval()
+    model = resnet18(width=16).eval()
     monkeypatch.setattr(explorer, "has_front_end", lambda: False)
     assert explorer.upload(model, CLASSES) is None and "upload" in capsys.readouterr().out
     monkeypatch.setattr(explorer, "has_front_end", lambda: True)
