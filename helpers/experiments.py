@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from helpers.data import Dataset, channel_statistics, load_dataset, split
-from helpers.model import WEIGHTS, resnet18
+from helpers.model import WEIGHTS, resnet18, save_weights
 from helpers.training import TrainConfig, default_device, fit
 
 RECIPE = TrainConfig(epochs=15, image_sizes=(16,) * 5 + (24,) * 4 + (32,), hole=8, degrees=0)
@@ -24,11 +24,13 @@ VARIANTS = {  # name -> what it changes
 
 
 def ablation(
-    train: Dataset, validation: Dataset, path: Path, recipe: TrainConfig = RECIPE, seeds: int = 3, width: int = 16
+    train: Dataset, validation: Dataset, path: Path, recipe: TrainConfig = RECIPE, seeds: int = 3, width: int = 16, keep=None
 ) -> None:
     """Train every variant with each seed (of weights, order and augmentation) and write its last validation accuracy.
 
     path: a CSV of one row a run; rows that it holds already are not run again, so a stopped ablation goes on.
+    keep: a name; the networks that the unchanged recipe makes of the first two seeds are kept beside the table as
+    `<keep>-narrow-0.pt` and `<keep>-narrow-1.pt`: two that differ in nothing but their seed.
     """
     done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["variant", "seed"])
     for seed in range(seeds):
@@ -40,6 +42,8 @@ def ablation(
             history = fit(model, train, validation, replace(recipe, seed=seed, **changes), default_device())
             last = history.iloc[-1][["train_accuracy", "validation_accuracy", "validation_loss"]]
             row = {"variant": name, "seed": seed, "epochs": recipe.epochs, "width": width, **last.round(4)}
+            if keep and not changes and seed < 2:
+                save_weights(model, path.with_name(f"{keep}-narrow-{seed}.pt"))
             pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False)
             print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
 
@@ -67,7 +71,7 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     data = load_dataset(args.data, train_size=args.train_size)
     train, validation = split(data.train, args.validation_size)
-    ablation(train, validation, args.output, replace(RECIPE, epochs=args.epochs), args.seeds, args.width)
+    ablation(train, validation, args.output, replace(RECIPE, epochs=args.epochs), args.seeds, args.width, data.name)
     print(summarise(pd.read_csv(args.output)).round(4).to_string())
 
 

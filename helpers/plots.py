@@ -1,6 +1,6 @@
 """Draw: arrays in, a matplotlib Figure out. Figures stand apart from pyplot: a notebook shows one only where it ends a cell."""
 
-from pathlib import Path
+import io
 
 import numpy as np
 import seaborn as sns
@@ -8,19 +8,34 @@ import torch
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
-IMAGES = Path(__file__).resolve().parents[1] / "images"
+from helpers.data import project_root
+
 HEAT = "viridis"  # heatmaps: even steps of brightness, safe for the colour-blind
 SIGNED = "RdBu_r"  # signed maps: red for, blue against, white at zero
 COLOURS = sns.color_palette("colorblind")  # ten
 
 
 def save(figure: Figure, name: str, dataset_name: str) -> Figure:
-    """Write a figure to `images/`, if it was drawn from CIFAR-10, and return it."""
+    """Write a figure to `images/` in the project's root, if it was drawn from CIFAR-10, and return it."""
     if dataset_name == "cifar10":
-        IMAGES.mkdir(exist_ok=True)
-        figure.savefig(IMAGES / name, dpi=110)
+        (project_root() / "images").mkdir(parents=True, exist_ok=True)
+        figure.savefig(project_root() / "images" / name, dpi=110)
     return figure
+
+
+def save_animation(figures: list, name: str, dataset_name: str, seconds: float = 2.0) -> Figure:
+    """Write figures of one size to `images/` as a GIF that shows each for so long, as `save` does, and return the last."""
+    if dataset_name == "cifar10":
+        frames = []
+        for figure in figures:
+            png = io.BytesIO()
+            figure.savefig(png, dpi=80)
+            frames.append(Image.open(png).convert("RGB").quantize(128))
+        (project_root() / "images").mkdir(parents=True, exist_ok=True)
+        frames[0].save(project_root() / "images" / name, save_all=True, append_images=frames[1:], duration=1000 * seconds, loop=0)
+    return figures[-1]
 
 
 def image_grid(images, titles=None, columns: int = 8, row_labels=None, scale: float = 1.2) -> Figure:
@@ -36,7 +51,7 @@ def image_grid(images, titles=None, columns: int = 8, row_labels=None, scale: fl
     for i, (ax, image) in enumerate(zip(axes.flat, images)):
         ax.imshow(_pixels(image))
         if titles is not None:
-            ax.set_title(titles[i], fontsize=9)
+            ax.set_title(titles[i], fontsize=10)
     for ax, label in zip(axes[:, 0], row_labels or []):
         ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     return figure
@@ -122,11 +137,11 @@ def heatmaps(maps, titles, columns: int = 10) -> Figure:
         ax.set_frame_on(False)
     for ax, heat, title in zip(figure.axes, maps, titles):
         ax.imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1)
-        ax.set_title(title, fontsize=9)
+        ax.set_title(title, fontsize=10)
     return figure
 
 
-def explanations(images, titles, overlays=None, signed=None, scale: float = 1.15) -> Figure:
+def explanations(images, titles, overlays=None, signed=None, scale: float = 1.25) -> Figure:
     """A row of images and, below each, its maps: one row for every entry.
 
     images: (N, 3, H, W) in [0, 1].  overlays: {label: heatmaps (N, H, W) in [0, 1]}, drawn over the images in grey.
@@ -138,10 +153,10 @@ def explanations(images, titles, overlays=None, signed=None, scale: float = 1.15
     grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1] * columns + [0.12])
     axes = np.array([[figure.add_subplot(grid[r, c]) for c in range(columns)] for r in range(rows)])
     for ax, label in zip(axes[:, 0], ["image", *overlays, *signed]):
-        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     for ax, image, title in zip(axes[0], images, titles):
         ax.imshow(_pixels(image))
-        ax.set_title(title, fontsize=8)
+        ax.set_title(title, fontsize=9.5)
     for row, maps in zip(axes[1:], overlays.values()):
         for ax, image, heat in zip(row, images, maps):
             ax.imshow(_pixels(image).mean(-1), cmap="gray", vmin=0, vmax=1)
@@ -188,7 +203,7 @@ def explanation(image, title, probabilities, classes, labels, maps, heatmaps=Non
         corner = [(length - side) / 2 - 0.5 for length in photo.size]
         panels[-1][1].add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linestyle="--"))
     for name, ax in panels:
-        ax.set_title(name, fontsize=10)
+        ax.set_title(name, fontsize=11)
         _bare(ax)
     return figure
 
@@ -196,8 +211,8 @@ def explanation(image, title, probabilities, classes, labels, maps, heatmaps=Non
 def _probability_bars(ax, probabilities, classes, marked):
     ax.barh(range(len(classes)), probabilities, color=[COLOURS[1 if name in marked else 0] for name in classes])
     ax.set(xlim=(0, 1), xticks=[0, 0.5, 1])
-    ax.set_title("probability", fontsize=10)
-    ax.set_yticks(range(len(classes)), classes, fontsize=8)
+    ax.set_title("probability", fontsize=11)
+    ax.set_yticks(range(len(classes)), classes, fontsize=9)
     ax.invert_yaxis()
 
 

@@ -1,5 +1,6 @@
 """What holds for every notebook as a file; that they run is tested by nbval."""
 
+import html
 import os
 import re
 import subprocess
@@ -65,6 +66,44 @@ def test_outputs_come_from_one_clean_run(path):
 def test_a_committed_notebook_is_small_and_holds_no_machine_path(path):
     assert path.stat().st_size < 1_500_000
     assert not re.search(r"/(home|root|tmp|Users|content)/|[A-Z]:\\\\", path.read_text(encoding="utf-8"))
+
+
+def figures(path):
+    """Pairs of a code cell that shows a figure, and the next text after it."""
+    cells = nbformat.read(path, as_version=4).cells
+    shows = [any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])) for cell in cells]
+    texts = [next((c for c in cells[i:] if c.cell_type == "markdown"), None) for i in range(len(cells))]
+    return [(cell, text) for cell, text, shown in zip(cells, texts, shows) if shown]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_figure_has_a_caption_and_an_alternative_text(path):
+    assert figures(path)
+    for cell, text in figures(path):
+        assert len(cell.metadata.get("alt", "")) > 25, cell.source
+        assert re.match(r"\*[A-Z][^*]+[.:]\*", text.source), f"no caption after\n{cell.source}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_opens_with_a_question_and_the_time_and_ends_with_exercises_and_links(path):
+    cells = nbformat.read(path, as_version=4).cells
+    opening, ending = cells[0].source, cells[-1].source
+    assert opening.startswith("# ") and re.search(r"\*\*[^*]+\?\*\*", opening)
+    assert "| time | from before |" in opening and "CPU cores" in opening and "GPU" in opening
+    parts = ["**What we found.**", "**Try it.** (1)", "(2)", "<details><summary>Solutions", "</details>", "](0", "**More:**"]
+    places = [ending.rfind(part) for part in parts]
+    assert -1 not in places and places == sorted(places)
+
+
+def test_pages_have_alternative_texts_both_themes_and_room_for_narrow_screens(tmp_path, project):
+    template = f"--template-file={project / 'notebooks' / 'page.html.j2'}"
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", template, "--output-dir", str(tmp_path)]
+    subprocess.run([*command, *map(str, NOTEBOOKS)], check=True, capture_output=True)
+    for path in NOTEBOOKS:
+        page = (tmp_path / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert "prefers-color-scheme: dark" in page and "max-width: 600px" in page
+        images = re.findall(r'<img alt="([^"]*)"', page)
+        assert images == [html.escape(cell.metadata["alt"]) for cell, _ in figures(path)]
 
 
 def run_first_cell_on_colab(folder, url, **environment):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgba
 from matplotlib.image import imread
+from PIL import Image
 
 from helpers import plots
 
@@ -59,7 +60,7 @@ def test_figures_stand_apart_from_pyplot_and_change_no_setting(draw, tmp_path):
 
 
 def test_save_writes_the_figure_for_cifar10_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "IMAGES", tmp_path / "images")
+    monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
     figure = plots.lines([1, 2], {"a": [0, 1]}, "x", "y")
     assert plots.save(figure, "lines.png", "shapes10") is figure
     assert not (tmp_path / "images").exists()
@@ -67,6 +68,19 @@ def test_save_writes_the_figure_for_cifar10_alone(tmp_path, monkeypatch):
     assert imread(tmp_path / "images" / "lines.png").shape[:2] == tuple(
         round(110 * side) for side in figure.get_size_inches()[::-1]
     )
+
+
+def test_an_animation_holds_its_figures_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
+    figures = [plots.image_grid(np.full((1, 4, 4, 3), value, np.uint8)) for value in (0, 120, 255)]
+    assert plots.save_animation(figures, "all.gif", "shapes10") is figures[2] and not (tmp_path / "images").exists()
+    assert plots.save_animation(figures, "all.gif", "cifar10", seconds=0.5) is figures[2]
+    with Image.open(tmp_path / "images" / "all.gif") as gif:
+        assert gif.n_frames == 3 and gif.info["loop"] == 0
+        for number, value in enumerate((0, 120, 255)):
+            gif.seek(number)
+            middle = gif.convert("RGB").getpixel((gif.width // 2, gif.height // 2))
+            assert gif.info["duration"] == 500 and np.abs(np.subtract(middle, value)).max() <= 4
 
 
 def test_image_grid_shows_each_image_under_its_title():
