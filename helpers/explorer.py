@@ -51,7 +51,7 @@ def _figure(dataset, predictions, index, two, maps, smooth=True, strength=0.6):
     image, maps = dataset.tensor([index])[0], maps[two]
     heatmaps = as_heatmaps(maps[None], image.shape[-2:])[0] if smooth else None
     maps = torch.cat([maps, maps[:1] - maps[1:]])
-    title = f"said {dataset.classes[predictions.predicted[index]]}, is {dataset.classes[dataset.labels[index]]}"
+    title = f"said {dataset.classes[predictions.predicted[index]]}\nis {dataset.classes[dataset.labels[index]]}"
     shown = image, title, predictions.probabilities[index], dataset.classes, [dataset.classes[number] for number in two]
     return plots.explanation(*shown, maps, heatmaps, strength)
 

@@ -32,7 +32,7 @@ def save_animation(figures: list, name: str, dataset_name: str, seconds: float =
         for figure in figures:
             png = io.BytesIO()
             figure.savefig(png, dpi=80)
-            frames.append(Image.open(png).convert("RGB").quantize(128))
+            frames.append(Image.open(png).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE))
         (project_root() / "images").mkdir(parents=True, exist_ok=True)
         frames[0].save(project_root() / "images" / name, save_all=True, append_images=frames[1:], duration=1000 * seconds, loop=0)
     return figures[-1]
@@ -184,7 +184,7 @@ def explanation(image, title, probabilities, classes, labels, maps, heatmaps=Non
     wider = 0 if photo is None else 2.4  # inches
     figure = Figure(figsize=(12.5 + wider, 3))
     place = lambda left, width: figure.add_axes([(left + wider) / (12.5 + wider), 0.12, width / (12.5 + wider), 0.75])  # noqa: E731
-    axes = [place(left, 2.07) for left in (0.06, 3, 5.2, 7.3, 9.4)]
+    axes = [place(left, 2.07) for left in (0.02, 3.04, 5.2, 7.3, 9.4)]
     axes[0].imshow(_pixels(image))
     _probability_bars(axes[1], probabilities, classes, labels)
     limit = float(np.abs(_array(maps)).max()) or 1.0

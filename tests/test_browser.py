@@ -16,7 +16,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
 
 NAMES = ["01_data_augmentation", "02_training", "03_evaluation", "04_gradcam_correct", "05_gradcam_incorrect"]
-ALL_CELLS_IN_THE_PAGE = '{"windowingMode": "none"}'  # JupyterLab's default leaves out those that are not in view
+SETTINGS = {  # JupyterLab's defaults leave out the cells that are not in view, and ask about news
+    "notebook-extension/tracker": '{"windowingMode": "none"}',
+    "apputils-extension/notification": '{"fetchNews": "false"}',
+}
 DONE = """() => {
     const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].map(p => p.textContent)
     return prompts.length > 5 && prompts.every(p => /^\\[\\d+\\]:$/.test(p))
@@ -31,9 +34,10 @@ def jupyterlab(tmp_path_factory):
     project = os.path.join(os.path.dirname(__file__), os.pardir)
     for part in ("notebooks", "helpers"):
         shutil.copytree(os.path.join(project, part), top / "the project" / part, ignore=shutil.ignore_patterns("__pycache__"))
-    settings = top / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
-    settings.parent.mkdir(parents=True)
-    settings.write_text(ALL_CELLS_IN_THE_PAGE)
+    for name, content in SETTINGS.items():
+        path = top / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -80,10 +84,9 @@ def run(jupyterlab, browser):
         page.goto(f"{jupyterlab}/lab/workspaces/{name}/tree/{quote('the project/notebooks')}/{name}.ipynb?reset")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
         page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
-        page.click("text=Edit")
-        page.click("text=Clear Outputs of All Cells")
-        page.click(".lm-MenuBar >> text=Run")
-        page.click("text=Run All Cells >> nth=0")
+        for menu, entry in (("Edit", "Clear Outputs of All Cells"), ("Run", "Run All Cells")):
+            page.click(f".lm-MenuBar >> text={menu}")
+            page.click(f".lm-Menu >> text={entry} >> nth=0")
         page.wait_for_function(DONE, timeout=300_000)
         assert page.locator(FAILED).all_inner_texts() == []
         return page

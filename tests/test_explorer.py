@@ -75,7 +75,7 @@ def test_maps_are_grad_cams_of_the_two_chosen_classes(explore, model, sets, monk
     torch.testing.assert_close(shown["m"], torch.cat([expected, expected[:1] - expected[1:]]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(shown["h"], GradCAM(model, "layer3")(image, [[3, 8]])[0], rtol=1e-4, atol=1e-5)
     assert torch.equal(shown["i"], image[0]) and shown["s"] == 0.2
-    assert shown["t"] == f"said {shapes.CLASSES[sets['test'][1].predicted[8]]}, is {shapes.CLASSES[8]}"
+    assert shown["t"] == f"said {shapes.CLASSES[sets['test'][1].predicted[8]]}\nis {shapes.CLASSES[8]}"
 
 
 def test_every_change_draws_once_and_another_picture(explore, monkeypatch):
