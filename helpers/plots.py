@@ -20,8 +20,7 @@ COLOURS = sns.color_palette("colorblind")  # ten
 def save(figure: Figure, name: str, dataset_name: str) -> Figure:
     """Write a figure to `images/` in the project's root, if it was drawn from CIFAR-10, and return it."""
     if dataset_name == "cifar10":
-        (project_root() / "images").mkdir(parents=True, exist_ok=True)
-        figure.savefig(project_root() / "images" / name, dpi=110)
+        figure.savefig(_destination(name), dpi=110)
     return figure
 
 
@@ -33,9 +32,14 @@ def save_animation(figures: list, name: str, dataset_name: str, seconds: float =
             png = io.BytesIO()
             figure.savefig(png, dpi=80)
             frames.append(Image.open(png).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE))
-        (project_root() / "images").mkdir(parents=True, exist_ok=True)
-        frames[0].save(project_root() / "images" / name, save_all=True, append_images=frames[1:], duration=1000 * seconds, loop=0)
+        frames[0].save(_destination(name), save_all=True, append_images=frames[1:], duration=1000 * seconds, loop=0)
     return figures[-1]
+
+
+def _destination(name):
+    folder = project_root() / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
 
 
 def image_grid(images, titles=None, columns: int = 8, row_labels=None, scale: float = 1.2) -> Figure:
@@ -197,7 +201,7 @@ def explanation(image, title, probabilities, classes, labels, maps, heatmaps=Non
     figure.colorbar(shown, cax=place(11.57, 0.1), label="evidence (logit units)")
     panels = list(zip((title, *labels, f"{labels[0]} - {labels[1]}"), (axes[0], *axes[2:])))
     if photo is not None:
-        panels.append(("photo", place(0.06 - wider, 2.2)))
+        panels.append(("photo", place(0.02 - wider, 2.2)))
         panels[-1][1].imshow(photo)
         side = min(photo.size)
         corner = [(length - side) / 2 - 0.5 for length in photo.size]
