@@ -1,17 +1,21 @@
 """What each ingredient of the recipe buys: train a narrow network without it. `python -m helpers.experiments --help`."""
 
 import argparse
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
+from tqdm import tqdm
 
-from helpers.data import Dataset, channel_statistics, load_dataset, split
-from helpers.model import WEIGHTS, resnet18, save_weights
+from helpers.data import Dataset, channel_statistics, load_dataset, project_root, split
+from helpers.model import resnet18, save_weights
 from helpers.training import TrainConfig, default_device, fit
 
-RECIPE = TrainConfig(epochs=15, image_sizes=(16,) * 5 + (24,) * 4 + (32,), hole=8, degrees=0)
+RECIPE = TrainConfig(epochs=10, image_sizes=(16,) * 4 + (24,) * 3 + (32,), hole=8, degrees=0)
 VARIANTS = {  # name -> what it changes
     "the recipe": {},
     "without label smoothing": {"label_smoothing": 0.0},
@@ -24,28 +28,46 @@ VARIANTS = {  # name -> what it changes
 
 
 def ablation(
-    train: Dataset, validation: Dataset, path: Path, recipe: TrainConfig = RECIPE, seeds: int = 3, width: int = 16, keep=None
+    train: Dataset,
+    validation: Dataset,
+    path: Path,
+    recipe: TrainConfig = RECIPE,
+    seeds: int = 3,
+    width: int = 16,
+    keep: str | None = None,
+    jobs: int = 1,
 ) -> None:
     """Train every variant with each seed (of weights, order and augmentation) and write its last validation accuracy.
 
-    path: a CSV of one row a run; rows that it holds already are not run again, so a stopped ablation goes on.
+    path: a CSV of one row a run; rows that it holds already are not run again, so a stopped ablation goes on.  Raises
+    ValueError when they are of runs with another number of epochs or another width.
     keep: a name; the networks that the unchanged recipe makes of the first two seeds are kept beside the table as
     `<keep>-narrow-0.pt` and `<keep>-narrow-1.pt`: two that differ in nothing but their seed.
+    jobs: runs at a time, each in a process of its own with its share of the processor's cores.
     """
-    done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["variant", "seed"])
-    for seed in range(seeds):
-        for name, changes in VARIANTS.items():
-            if ((done["variant"] == name) & (done["seed"] == seed)).any():
-                continue
-            torch.manual_seed(seed)
-            model = resnet18(len(train.classes), width, *channel_statistics(train.images))
-            history = fit(model, train, validation, replace(recipe, seed=seed, **changes), default_device())
-            last = history.iloc[-1][["train_accuracy", "validation_accuracy", "validation_loss"]]
-            row = {"variant": name, "seed": seed, "epochs": recipe.epochs, "width": width, **last.round(4)}
-            if keep and not changes and seed < 2:
-                save_weights(model, path.with_name(f"{keep}-narrow-{seed}.pt"))
-            pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False)
-            print(", ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+    done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["seed", "variant", "epochs", "width"])
+    if ((done["epochs"] != recipe.epochs) | (done["width"] != width)).any():
+        raise ValueError(f"{path} holds runs of other epochs or width: delete it, or name another file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = set(zip(done["seed"], done["variant"]))
+    todo = [(seed, name) for seed in range(seeds) for name in VARIANTS if (seed, name) not in done]
+    pair = path.with_name(f"{keep}-narrow") if keep else None
+    calls = (delayed(_one_run)(train, validation, recipe, width, seed, name, pair) for seed, name in todo)
+    rows = Parallel(n_jobs=jobs, return_as="generator_unordered", max_nbytes=None)(calls)
+    for row in tqdm(rows, total=len(todo), unit="run"):
+        pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False)
+        tqdm.write(", ".join(f"{k} {v}" for k, v in row.items()))
+
+
+def _one_run(train, validation, recipe, width, seed, name, pair) -> dict:
+    """Train one variant with one seed and return its row of the table. pair: where the two networks to keep go, if at all."""
+    torch.manual_seed(seed)
+    model = resnet18(len(train.classes), width, *channel_statistics(train.images))
+    history = fit(model, train, validation, replace(recipe, seed=seed, **VARIANTS[name]), default_device())
+    last = history.iloc[-1][["train_accuracy", "validation_accuracy", "validation_loss"]]
+    if pair and seed < 2 and not VARIANTS[name]:
+        save_weights(model, f"{pair}-{seed}.pt")
+    return {"variant": name, "seed": seed, "epochs": recipe.epochs, "width": width, **last.round(4)}
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
@@ -53,7 +75,8 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
     The difference is taken seed by seed; its standard error is their standard deviation by the root of their number.
     """
-    table = runs.pivot(index="seed", columns="variant", values="validation_accuracy")[list(dict.fromkeys(runs["variant"]))]
+    table = runs.pivot(index="seed", columns="variant", values="validation_accuracy")
+    table = table[[name for name in VARIANTS if name in table]]  # rows come in the order in which runs ended
     difference = table.sub(table.iloc[:, 0], axis=0)
     columns = {"accuracy": table.mean(), "standard deviation": table.std(), "difference": difference.mean()}
     return pd.DataFrame({**columns, "standard error": difference.sem(), "seeds": table.count()})
@@ -67,13 +90,25 @@ def main(argv=None) -> None:
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs, help="passes over the training images, each run")
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
-    parser.add_argument("--output", type=Path, default=WEIGHTS / "ablation.csv", help="table to write, or to go on with")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; on a CPU as many as cores is fastest")
+    parser.add_argument("--output", type=Path, help="table to write, or to go on with (runs/<data>-ablation.csv)")
     args = parser.parse_args(argv)
     data = load_dataset(args.data, train_size=args.train_size)
     train, validation = split(data.train, args.validation_size)
-    ablation(train, validation, args.output, replace(RECIPE, epochs=args.epochs), args.seeds, args.width, data.name)
-    print(summarise(pd.read_csv(args.output)).round(4).to_string())
+    path = args.output or project_root() / "runs" / f"{data.name}-ablation.csv"
+    if args.jobs > 1:
+        os.environ["TQDM_DISABLE"] = "1"  # in the processes to come: their bars would write over one another
+    try:
+        recipe = replace(RECIPE, epochs=args.epochs)
+        ablation(train, validation, path, recipe, args.seeds, args.width, data.name, args.jobs)
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; the runs that are done are in {path}: run this again to go on from there")
+    except ValueError as error:
+        sys.exit(f"{error}")
+    print(summarise(pd.read_csv(path)).round(4).to_string())
 
 
 if __name__ == "__main__":
-    main()
+    from helpers.experiments import main as run  # by a name that other processes can import, as `__main__` they cannot
+
+    run()

@@ -131,6 +131,16 @@ def histogram(groups: dict, xlabel: str, bins=30, range=None, ylabel: str = "sha
     return figure
 
 
+def dots(table, x: str, y: str, xlabel: str) -> Figure:
+    """A dot at the x of every row of a table, in a line for each y, and a bar at the mean of the line."""
+    figure, ax = _single(8, 1 + 0.4 * table[y].nunique())
+    sns.stripplot(table, x=x, y=y, ax=ax, jitter=False, size=7, alpha=0.7, color=COLOURS[0])
+    sns.pointplot(table, x=x, y=y, ax=ax, errorbar=None, linestyle="none", marker="|", markersize=16, color=COLOURS[1])
+    ax.set(xlabel=xlabel, ylabel="")
+    ax.grid(axis="x", alpha=0.3)
+    return figure
+
+
 def heatmaps(maps, titles, columns: int = 10) -> Figure:
     """Heatmaps (N, H, W) in [0, 1] without their images, row by row, each under its title."""
     columns = min(columns, len(maps))

@@ -25,7 +25,7 @@ def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_pa
     monkeypatch.setattr(experiments, "fit", fit)
     path = tmp_path / "ablation.csv"
     options = f"--data shapes10 --train-size 60 --validation-size 20 --epochs 3 --width 16 --seeds 2 --output {path}".split()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="run this again to go on"):
         experiments.main(options)
     experiments.main(options)
     runs = pd.read_csv(path)
@@ -43,19 +43,43 @@ def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_pa
     assert not torch.equal(twins[0].fc.weight, twins[1].fc.weight)
 
 
+def test_rows_of_another_recipe_are_not_gone_on_with(tmp_path):
+    path = tmp_path / "ablation.csv"
+    pd.DataFrame([("the recipe", 0, 15, 16, 0.5)], columns=["variant", "seed", "epochs", "width", "validation_accuracy"]).to_csv(
+        path
+    )
+    with pytest.raises(SystemExit, match="other epochs or width: delete it"):
+        experiments.main(f"--data shapes10 --train-size 60 --validation-size 20 --epochs 3 --output {path}".split())
+
+
 def test_summary_by_hand():
-    rows = [("all", 0, 0.8), ("less", 0, 0.7), ("all", 1, 0.6), ("less", 1, 0.7)]
+    all_of_it, less = "the recipe", "without flip"
+    rows = [(less, 0, 0.7), (all_of_it, 0, 0.8), (less, 1, 0.7), (all_of_it, 1, 0.6)]  # as runs end: not the recipe first
     table = experiments.summarise(pd.DataFrame(rows, columns=["variant", "seed", "validation_accuracy"]))
     # Differences -0.1 and +0.1: mean 0, standard deviation 0.1 * sqrt(2), divided by sqrt(2).
-    assert table.loc["less"].tolist() == pytest.approx([0.7, 0, 0, 0.1, 2])
-    assert table.loc["all", "standard deviation"] == pytest.approx(0.2 / 2**0.5)
+    assert table.loc[less].tolist() == pytest.approx([0.7, 0, 0, 0.1, 2])
+    assert table.loc[all_of_it, "standard deviation"] == pytest.approx(0.2 / 2**0.5)
+
+
+SMALL = TrainConfig(epochs=1, batch_size=20, image_sizes=(16,))
 
 
 def test_a_real_run_learns_on_generated_images(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "VARIANTS", {"the recipe": {}})
-    recipe = TrainConfig(epochs=1, batch_size=20, image_sizes=(16,))
     data = experiments.load_dataset("shapes10", train_size=60, test_size=20)
-    experiments.ablation(data.train, data.test, tmp_path / "ablation.csv", recipe, seeds=1, width=16)
+    experiments.ablation(data.train, data.test, tmp_path / "ablation.csv", SMALL, seeds=1, width=16)
     runs = pd.read_csv(tmp_path / "ablation.csv")
     assert runs.loc[0, ["variant", "seed", "epochs", "width"]].tolist() == ["the recipe", 0, 1, 16]
     assert 0 <= runs.loc[0, "validation_accuracy"] <= 1
+
+
+def test_runs_side_by_side_give_the_rows_of_runs_one_by_one(tmp_path):
+    tables = []
+    for jobs in (1, 2):
+        path = tmp_path / f"{jobs}-ablation.csv"
+        data = experiments.load_dataset("shapes10", train_size=60, test_size=20)
+        experiments.ablation(data.train, data.test, path, SMALL, seeds=1, width=16, jobs=jobs)
+        tables.append(pd.read_csv(path).sort_values("variant", ignore_index=True))
+    # Another number of threads adds up in another order, so a few of the twenty predictions may differ.
+    pd.testing.assert_frame_equal(*tables, atol=0.1)
+    assert len(tables[0]) == len(experiments.VARIANTS)

@@ -22,6 +22,7 @@ HISTORY = pd.DataFrame(
         "validation_accuracy": [0.3, 0.5],
     }
 )
+RUNS = pd.DataFrame({"variant": ["a", "b", "a", "b"], "accuracy": [0.5, 0.25, 0.75, 0.5]})
 MATRIX = np.array([[8, 1, 1], [0, 5, 0], [30, 0, 10]])
 
 
@@ -45,6 +46,7 @@ DRAWN = {
     "confusion_heatmap": lambda: plots.confusion_heatmap(MATRIX, ("a", "b", "c")),
     "histogram": lambda: plots.histogram({"a": np.arange(5.0)}, "x"),
     "training_curves": lambda: plots.training_curves(HISTORY),
+    "dots": lambda: plots.dots(RUNS, "accuracy", "variant", "accuracy"),
     "explanations": lambda: plots.explanations(IMAGES, ["a"] * 3, {"heat": HEAT}, {"raw": RAW}),
     "cells": lambda: plots.cells(IMAGES[0], RAW[0], "raw"),
 }
@@ -164,6 +166,15 @@ def test_histogram_scales_each_group_to_itself_and_leaves_nans_out():
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("score", "share of the group")
     assert set(label_texts(ax.get_legend())) == {"few", "many", "chance"}
     assert set(ax.lines[0].get_xdata()) == {0.3}
+
+
+def test_dots_show_every_row_and_the_mean_of_each_line():
+    (ax,) = plots.dots(RUNS, "accuracy", "variant", "validation accuracy").axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"] and ax.get_xlabel() == "validation accuracy"
+    rows = [points.get_offsets() for points in ax.collections]
+    assert [sorted(map(tuple, row.data)) for row in rows] == [[(0.5, 0), (0.75, 0)], [(0.25, 1), (0.5, 1)]]
+    means = np.concatenate([line.get_xydata() for line in ax.lines])
+    assert means.tolist() == [[0.625, 0], [0.375, 1]]
 
 
 def test_training_curves_draw_both_parts_epoch_by_epoch():

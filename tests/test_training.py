@@ -269,10 +269,17 @@ def test_step_leaves_no_tensor_on_another_device():
 
 
 @pytest.mark.parametrize(
-    ("amx", "wanted", "dtype"), [(True, True, torch.bfloat16), (True, False, torch.float32), (False, True, torch.float32)]
+    ("amx", "avx512_bf16", "wanted", "dtype"),
+    [
+        (True, True, True, torch.bfloat16),
+        (False, True, True, torch.bfloat16),
+        (True, True, False, torch.float32),
+        (False, False, True, torch.float32),
+    ],
 )
-def test_mixed_precision_is_used_where_the_cpu_is_faster_with_it(monkeypatch, amx, wanted, dtype):
+def test_mixed_precision_is_used_where_the_cpu_is_faster_with_it(monkeypatch, amx, avx512_bf16, wanted, dtype):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16, raising=False)
     run = run_of(tiny_net(), replace(SMALL, mixed_precision=wanted))
     dtypes = []
     run.model.register_forward_hook(lambda module, inputs, logits: dtypes.append(logits.dtype))
