@@ -62,6 +62,17 @@ def predict(model, dataset: Dataset, batch_size: int = 250, flip: bool = False) 
     return Predictions(torch.cat(logits).float().cpu().numpy(), dataset.labels, tuple(dataset.classes))
 
 
+def as_undecided(predictions: Predictions) -> np.ndarray:
+    """Right predictions that were as close a call as the mistakes: indices, sorted, each once.
+
+    For every mistake the right prediction whose margin, the best logit less the second, is the nearest to the mistake's.
+    """
+    second, best = np.sort(predictions.logits, axis=1)[:, -2:].T
+    margin, right = best - second, np.flatnonzero(predictions.correct)
+    gaps = np.abs(margin[~predictions.correct][:, None] - margin[right])
+    return np.unique(right[gaps.argmin(1)])
+
+
 def accuracy_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson 1927); z = 1.96 gives 95 %."""
     p, n = correct / total, total

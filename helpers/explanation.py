@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.stats import rankdata
@@ -42,22 +43,41 @@ def oracle(masks: np.ndarray, cells: int = 4) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def deletion(model, images: torch.Tensor, classes, order: np.ndarray, batch_size: int = 250) -> np.ndarray:
+def deletion(model, images: torch.Tensor, classes, order: np.ndarray, at_once: int = 1, batch_size: int = 250) -> np.ndarray:
     """Probability of a class as the image's cells are painted over, one after the other (Samek et al. 2017, arXiv:1509.06321).
 
     images: (N, 3, S, S) in [0, 1].  order: (N, g * g) cell numbers of a g x g grid, row by row, the first one deleted first.
-    A deleted cell takes the mean colour of CIFAR-10.  Returns (N, g * g + 1): before, and after each cell.
+    A deleted cell takes the mean colour of CIFAR-10.  Returns (N, g * g / at_once + 1): before, and after each `at_once` cells.
     """
     g = int(order.shape[1] ** 0.5)
     rank = np.argsort(order, axis=1).reshape(-1, 1, g, g)  # when each cell goes
     rank = F.interpolate(torch.from_numpy(rank).float(), size=images.shape[-2:], mode="nearest").to(images.device)
     grey = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
     classes, curves = torch.as_tensor(classes, device=images.device), []
-    for deleted in range(g * g + 1):
+    for deleted in range(0, g * g + 1, at_once):
         painted = torch.where(rank < deleted, grey, images)
         p = torch.cat([model(part).float().softmax(1) for part in painted.split(batch_size)])
         curves.append(p.gather(1, classes[:, None])[:, 0].cpu().numpy())
     return np.stack(curves, axis=1)
+
+
+def deletion_orders(maps: torch.Tensor, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Orders in which to delete an image's cells: by its own map, and by what knows nothing of this image.
+
+    maps: (N, h, h), of N images that play the same part.  Returns orders as `deletion` takes them, (N, h * h) each: strongest
+    cell first by the image's own map, by the map of another of the N images and by the mean map; the centre first; at random.
+    """
+    shuffled = rng.permutation(len(maps))
+    another = np.empty_like(shuffled)
+    another[shuffled] = np.roll(shuffled, 1)  # no image is another to itself
+    rankings = {
+        "own map": maps,
+        "another image's map": maps[another],
+        "mean map": maps.mean(0).expand_as(maps),
+        "centre first": centred_gaussian(maps.shape[-1]).expand_as(maps),
+    }
+    orders = {name: np.argsort(-_cells(ranking), axis=1, kind="stable") for name, ranking in rankings.items()}
+    return orders | {"random order": rng.permuted(orders["own map"], axis=1)}
 
 
 def randomised(model, stages, seed: int = 0):
@@ -83,32 +103,63 @@ def diagnose(evidence: torch.Tensor) -> list[str]:
     return sentences
 
 
-def rank_correlation(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+def rank_correlation(first: torch.Tensor, second: torch.Tensor, every: bool = False) -> np.ndarray:
     """Spearman's correlation of two maps over their cells, image by image: (N, h, w) twice -> (N,) in [-1, 1].
 
     1: the same order of cells, -1: the opposite one, 0: unrelated. A constant map has no order and gives NaN.
+    every: compare every map of the first set with every one of the second instead: (N, h, w) and (M, h, w) -> (N, M).
     """
-    ranks = [rankdata(_cells(maps), axis=1) for maps in (first, second)]
-    a, b = (r - r.mean(1, keepdims=True) for r in ranks)
+    a, b = (_unit_ranks(maps) for maps in (first, second))
+    return a @ b.T if every else (a * b).sum(1)
+
+
+def _unit_ranks(maps):
+    """The ranks of a map's cells less their mean, as a vector of length 1: (N, h, w) -> (N, h * w)."""
+    ranks = rankdata(_cells(maps), axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        return (a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1))
+        return ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
 
 
-def top_overlap(first: torch.Tensor, second: torch.Tensor, count: int = 4) -> np.ndarray:
+def top_overlap(first: torch.Tensor, second: torch.Tensor, count: int = 4, every: bool = False) -> np.ndarray:
     """Intersection over union of the `count` strongest cells of two maps: (N, h, w) twice -> (N,) in [0, 1].
 
-    Two independent maps of 16 cells score 0.158 on average with four cells each.
+    Two independent maps of 16 cells score 0.158 on average with four cells each.  every: as in `rank_correlation`.
     """
     a, b = (np.argsort(np.argsort(-_cells(maps), axis=1, kind="stable"), axis=1) < count for maps in (first, second))
-    return (a & b).sum(1) / (a | b).sum(1)
+    shared = a.astype(float) @ b.T if every else (a & b).sum(1)
+    return shared / (2 * count - shared)
 
 
-def compare(first: torch.Tensor, second: torch.Tensor) -> dict[str, float]:
-    """How alike the maps of two sets are, (N, h, w) twice: median rank correlation, its 95 % interval, mean top-4 overlap."""
-    correlation = rank_correlation(first, second)
-    low, high = interval(correlation)
-    overlap = float(top_overlap(first, second).mean())
-    return {"Spearman, median": float(np.nanmedian(correlation)), "95 % from": low, "to": high, "top-4 overlap, mean": overlap}
+def same_minus_other(likeness: np.ndarray, same=None, other=None, seed: int = 0) -> pd.DataFrame:
+    """Is a map more like one of the same image than like one of another image, which may share everything else with it?
+
+    likeness: (N, N), of each map of one set and each of another, as `rank_correlation(..., every=True)` returns it; NaNs are
+    left out.  same, other: (N, N) bool, the pairs to take; by default those of one image, i = j, and all others.
+    Returns the rows "same", "other" and "difference" with their mean and its 95 % interval: for each image the mean over its
+    partners, then the mean over the images that have partners of both sorts. The interval is the bootstrap's (percentiles of
+    1,000 resamples of the images, in both places of a pair at once, so that images which are like many others count as such).
+    """
+    n = len(likeness)
+    itself, known, likeness = np.eye(n, dtype=bool), ~np.isnan(likeness), np.nan_to_num(likeness)
+    resampled = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), 1000)
+    times = np.vstack([np.ones(n), resampled])  # how often each image is in the sample, which comes first, and in each resample
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: an image without partners, a resample without images
+        means = []
+        for pairs in (itself if same is None else same, ~itself if other is None else other):
+            pairs = pairs & known
+            means.append(times @ (pairs * likeness).T / (times @ pairs.T))
+        times = np.where(np.isnan(means[0] + means[1]), 0, times)
+        same, other = (np.nansum(times * mean, axis=1) / times.sum(1) for mean in means)
+    rows = {"same": same, "other": other, "difference": same - other}
+    return pd.DataFrame({k: (x[0], *np.nanpercentile(x[1:], (2.5, 97.5))) for k, x in rows.items()}, ["mean", "from", "to"]).T
+
+
+def without_patterns(maps: torch.Tensor, *patterns: torch.Tensor) -> torch.Tensor:
+    """What is left of each map (N, h, w) when a constant and these patterns (h, w) are projected out, by least squares."""
+    basis = torch.stack([torch.ones_like(maps[0]), *patterns]).flatten(1).double()
+    flat = maps.flatten(1).double()
+    return (flat - flat @ torch.linalg.pinv(basis) @ basis).reshape(maps.shape)
 
 
 def centred(maps: torch.Tensor) -> torch.Tensor:
@@ -127,6 +178,13 @@ def log_softmax_maps(maps: torch.Tensor, probabilities) -> torch.Tensor:
     """
     p = torch.as_tensor(probabilities, dtype=maps.dtype)[:, :, None, None]
     return maps - (p * maps).sum(dim=1, keepdim=True)
+
+
+def all_maps(explain, images: torch.Tensor, num_classes: int, batch_size: int = 250) -> torch.Tensor:
+    """Raw maps of every class by a `GradCAM`, (N, num_classes, h, w) on the CPU, in batches that fit in memory."""
+    device, classes = next(explain.model.parameters()).device, torch.arange(num_classes)
+    parts = images.split(batch_size)
+    return torch.cat([explain.evidence(part.to(device), classes.expand(len(part), -1)).cpu() for part in parts])
 
 
 def of_class(maps: torch.Tensor, classes) -> torch.Tensor:

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from helpers import plots
 from helpers.data import Dataset
 from helpers.evaluation import Predictions, confusion
+from helpers.explanation import all_maps
 from helpers.gradcam import GradCAM, as_heatmaps
-from helpers.photo import explain_photo
+from helpers.photo import explain_photo, grids, rows
 
-LAYERS = ("layer4", "layer3", "layer2", "layer1")
+FINER_LAYERS = ("layer3", "layer2", "layer1")
 MATRIX_LIMIT = 12  # classes up to which the confusion matrix is shown as buttons
 
 
@@ -30,8 +31,13 @@ def explore(model, sets: dict[str, tuple[Dataset, Predictions]]):
     """Show an `Explorer` where its widgets work, else the figure that it would begin with."""
     if has_front_end():
         return Explorer(model, sets).box
-    dataset, predictions = next(iter(sets.values()))
-    return _figure(dataset, predictions, 0, _two_classes(predictions, 0), _all_maps(model, LAYERS[0], dataset, 0))
+    return picture(grids(model), *next(iter(sets.values())), 0)
+
+
+def picture(cams: dict[str, GradCAM], dataset: Dataset, predictions: Predictions, index: int) -> Figure:
+    """An image, its probabilities, and a row for each of these grids: the maps of two classes and their difference."""
+    two = _two_classes(predictions, index)
+    return _figure(dataset, predictions, index, two, rows(cams, dataset.tensor([index]), two))
 
 
 def _two_classes(predictions, index):
@@ -40,20 +46,11 @@ def _two_classes(predictions, index):
     return [int(said), int(second if predictions.correct[index] else predictions.labels[index])]
 
 
-def _all_maps(model, layer, dataset, index):
-    """Raw maps of all classes of one image, (num_classes, h, w)."""
-    images = dataset.tensor([index]).to(next(model.parameters()).device)
-    return GradCAM(model, layer).evidence(images, torch.arange(len(dataset.classes))[None])[0].cpu()
-
-
-def _figure(dataset, predictions, index, two, maps, smooth=True, strength=0.6):
-    """An image, its probabilities, and the maps of two classes and their difference, from those of all."""
-    image, maps = dataset.tensor([index])[0], maps[two]
-    heatmaps = as_heatmaps(maps[None], image.shape[-2:])[0] if smooth else None
-    maps = torch.cat([maps, maps[:1] - maps[1:]])
+def _figure(dataset, predictions, index, two, maps, strength=0.6):
     title = f"said {dataset.classes[predictions.predicted[index]]}\nis {dataset.classes[dataset.labels[index]]}"
-    shown = image, title, predictions.probabilities[index], dataset.classes, [dataset.classes[number] for number in two]
-    return plots.explanation(*shown, maps, heatmaps, strength)
+    names = [dataset.classes[number] for number in two]
+    shown = dataset.tensor([index])[0], title, predictions.probabilities[index], dataset.classes, names, maps, strength
+    return plots.explanation(*shown)
 
 
 def upload(model, classes: tuple):
@@ -86,12 +83,13 @@ def as_png(figure: Figure) -> bytes:
 class Explorer:
     """Choose images by split, class and outcome; see each with its probabilities, two classes' maps and their difference.
 
-    model: as `GradCAM` takes it.  sets: {name: (images, the model's predictions for them)}.
-    The maps of all classes are computed once an image and layer.
+    model: of this project.  sets: {name: (images, the model's predictions for them)}.
+    The maps of all classes are computed once an image and grid.
     """
 
     def __init__(self, model, sets: dict[str, tuple[Dataset, Predictions]]):
-        self.model, self.sets, self.kept, self.quiet = model, sets, (None, None), False
+        self.sets, self.kept, self.quiet = sets, (None, None), False
+        self.cams = grids(model) | {layer: GradCAM(model, layer) for layer in FINER_LAYERS}
         classes = next(iter(sets.values()))[0].classes
         numbered = [(name, number) for number, name in enumerate(classes)]
         self.split = widgets.ToggleButtons(options=list(sets), description="images")
@@ -101,29 +99,33 @@ class Explorer:
         self.position = widgets.IntSlider(min=1, max=1, description="image")
         self.first = widgets.Dropdown(options=numbered, description="map of")
         self.second = widgets.Dropdown(options=numbered, description="and of")
-        self.layer = widgets.Dropdown(options=LAYERS, description="layer")
+        self.grid = widgets.Dropdown(options=list(self.cams), description="grid")
         self.view = widgets.ToggleButtons(options=["smooth", "cells"], description="view")
         self.strength = widgets.FloatSlider(value=0.6, min=0, max=1, step=0.1, description="strength")
         self.picture, self.note = widgets.Image(format="png"), widgets.HTML()
-        filters, looks = (self.split, self.actual, self.said, self.outcome), (self.layer, self.view, self.strength)
+        filters, looks = (self.split, self.actual, self.said, self.outcome), (self.grid, self.view, self.strength)
         for control in filters:
             control.observe(self._filter, "value")
         self.position.observe(self._choose, "value")
         for control in (self.first, self.second, *looks):
             control.observe(self._draw, "value")
-        rows = [filters[:1] + filters[3:], filters[1:3], [self.position, *looks[:1]], [self.first, self.second], looks[1:]]
-        self.box = widgets.VBox([*map(widgets.HBox, rows), self.note, self.picture, *self._matrix(classes)])
+        lines = [filters[:1] + filters[3:], filters[1:3], [self.position, *looks[:1]], [self.first, self.second], looks[1:]]
+        self.box = widgets.VBox([*map(widgets.HBox, lines), self.note, self.picture, *self._matrix(classes)])
         self._filter()
 
     def figure(self) -> Figure:
         """What the widgets show now."""
         dataset, predictions = self.sets[self.split.value]
         index = self.chosen[self.position.value - 1]
-        key = (self.split.value, index, self.layer.value)
+        key = (self.split.value, index, self.grid.value)
         if self.kept[0] != key:
-            self.kept = key, _all_maps(self.model, self.layer.value, dataset, index)
+            cam = self.cams[self.grid.value]
+            self.kept = key, all_maps(cam, dataset.tensor([index]), len(dataset.classes))[0]
         two = [self.first.value, self.second.value]
-        return _figure(dataset, predictions, index, two, self.kept[1], self.view.value == "smooth", self.strength.value)
+        maps = self.kept[1][two]
+        heatmaps = as_heatmaps(maps[None], dataset.images.shape[1:3])[0] if self.view.value == "smooth" else None
+        row = {self.grid.value: (torch.cat([maps, maps[:1] - maps[1:]]), heatmaps)}
+        return _figure(dataset, predictions, index, two, row, self.strength.value)
 
     def _filter(self, change=None):
         """Find the images that the filters leave and show the first of them."""

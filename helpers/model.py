@@ -1,5 +1,6 @@
-"""The network: a pre-activation ResNet-18 for 32x32 images, and the weights that ship with the project."""
+"""The network: a pre-activation ResNet-18 for 32x32 images, its dilated form, and the weights that ship with the project."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -68,6 +69,33 @@ def resnet18(num_classes: int = 10, width: int = 64, mean=MEAN, std=STD) -> PreA
     mean, std: per-channel statistics of the training images in [0, 1]; the defaults are CIFAR-10's.
     """
     return PreActResNet(num_classes, width, mean, std)
+
+
+def dilated(model: PreActResNet, stages: tuple = ("layer4",)) -> PreActResNet:
+    """A copy on the same weights that skips no position in these stages: each of them doubles the last grid's height and width.
+
+    stages: any of "layer2", "layer3", "layer4"; ("layer4",) makes 8 x 8 cells of 32 x 32 pixels, ("layer3", "layer4") 16 x 16.
+    The first block of a stage takes every cell instead of every second one, and all 3x3 convolutions after it take neighbours
+    twice as far apart, so that each sees what it saw before: the "algorithme a trous" (Holschneider et al. 1989), as in dilated
+    residual networks (Yu et al. 2017, arXiv:1705.09914). Every second cell of its maps, in both directions and from the first
+    on, is the strided network's. Its logits are means over more cells, so they are close to the strided network's, not equal.
+    Raises ValueError for another stage.
+    """
+    strided = ("layer2", "layer3", "layer4")
+    if unknown := [name for name in stages if name not in strided]:
+        raise ValueError(f"cannot dilate {unknown[0]!r}: choose among {', '.join(strided)}")
+    with torch.inference_mode(False):  # or the copy's weights could not take part in a backward pass
+        fine = copy.deepcopy(getattr(model, "_orig_mod", model))  # the model itself where it is torch.compile's
+    spacing = 1  # cells of the finer grid from one cell to the next of the strided network's
+    for name in strided:
+        first, second = fine.get_submodule(name)
+        stride = 1 if name in stages else 2
+        first.conv1.stride = first.shortcut.stride = (stride, stride)
+        first.conv1.dilation = first.conv1.padding = (spacing, spacing)
+        spacing = 2 * spacing // stride
+        for conv in (first.conv2, second.conv1, second.conv2):
+            conv.dilation = conv.padding = (spacing, spacing)
+    return fine
 
 
 def describe_stages(model: PreActResNet, size: int = 32) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from PIL import Image
 from helpers import plots
 from helpers.data import to_float, to_rgb, to_size
 from helpers.gradcam import GradCAM, as_heatmaps
+from helpers.model import dilated
 
 MAX_PIXELS = 50_000_000
 LOW_CONFIDENCE = 0.6  # probability of the best class below which `explain_photo` calls it unsure
@@ -44,9 +45,24 @@ def to_network(photo: Image.Image) -> torch.Tensor:
     return to_float(torch.from_numpy(to_size(photo)).permute(2, 0, 1)[None])
 
 
+def grids(model) -> dict[str, GradCAM]:
+    """Grad-CAM on the two grids of `layer4`, by name: the network's own, and the finer one of its dilated form."""
+    return {"4 × 4 cells": GradCAM(model), "8 × 8 cells": GradCAM(dilated(model))}
+
+
+def rows(cams: dict[str, GradCAM], images: torch.Tensor, two) -> dict[str, tuple]:
+    """What `plots.explanation` draws of images (1, 3, H, W): for every grid the raw maps of two classes and their difference,
+    (3, h, w), and the heatmaps of the two, (2, H, W)."""
+    found = {}
+    for name, cam in cams.items():
+        maps = cam.evidence(images.to(next(cam.model.parameters()).device), torch.as_tensor(two)[None])[0].cpu()
+        found[name] = torch.cat([maps, maps[:1] - maps[1:]]), as_heatmaps(maps[None], images.shape[-2:])[0]
+    return found
+
+
 @torch.inference_mode()
-def explain_photo(model, source, classes, layer: str = "layer4") -> tuple[Figure, str]:
-    """What the network sees of a photograph, its probabilities, and the maps of its two likeliest classes.
+def explain_photo(model, source, classes) -> tuple[Figure, str]:
+    """What the network sees of a photograph, its probabilities, and the maps of its two likeliest classes on both grids.
 
     source: as for `read_photo`.  Returns the figure and a sentence on how far to believe it.
     """
@@ -54,10 +70,8 @@ def explain_photo(model, source, classes, layer: str = "layer4") -> tuple[Figure
     images = to_network(photo).to(next(model.parameters()).device)
     probabilities = model(images).softmax(1)[0].cpu()
     best = probabilities.topk(2).indices
-    maps = GradCAM(model, layer).evidence(images, best[None])
-    heatmaps = as_heatmaps(maps, images.shape[-2:])[0]
-    maps = torch.cat([maps[0], maps[0, :1] - maps[0, 1:]])
     names, share = [classes[i] for i in best], float(probabilities.max())
-    figure = plots.explanation(images[0], "what it sees", probabilities, classes, names, maps, heatmaps, photo=photo)
+    maps = rows(grids(model), images, best)
+    figure = plots.explanation(images[0], "what it sees", probabilities, classes, names, maps, photo=photo)
     trust = f"only {share:.0%} sure, so do not rely on it" if share < LOW_CONFIDENCE else f"{share:.0%} sure"
     return figure, f"{names[0]}, {trust}. The network can answer nothing but {', '.join(classes)}, whatever the picture shows."

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.colors import PowerNorm
@@ -141,6 +142,39 @@ def dots(table, x: str, y: str, xlabel: str) -> Figure:
     return figure
 
 
+def intervals(panels: dict) -> Figure:
+    """Means as dots with a bar from the low to the high end of their interval, a panel for each table, side by side.
+
+    panels: {x label: table}, the tables of the same lines: their index holds (line, mark), their columns mean, from and to.
+    Each mark has a colour and a shape of its own; the dashed line is at zero.
+    """
+    lines = list(dict.fromkeys(line for table in panels.values() for line, _ in table.index))
+    figure = Figure(figsize=(11 if len(panels) > 1 else 8.5, 1.1 + 0.5 * len(lines)), layout="constrained")
+    marked = {}
+    for ax, (xlabel, table) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
+        marks = list(dict.fromkeys(mark for _, mark in table.index))
+        for i, mark in enumerate(marks):
+            rows = table.xs(mark, level=1)
+            y = [lines.index(line) + 0.16 * (2 * i + 1 - len(marks)) for line in rows.index]
+            number = list(marked).index(mark) if mark in marked else len(marked)
+            ends = [rows["mean"] - rows["from"], rows["to"] - rows["mean"]]
+            style = {"color": COLOURS[number], "markerfacecolor": "white" if number % 2 else None, "linewidth": 2}
+            marked[mark] = ax.errorbar(rows["mean"], y, xerr=ends, fmt="osD^v"[number % 5], label=mark, **style)
+        ax.axvline(0, color="0.35", linestyle="--", linewidth=1)
+        ax.set(xlabel=xlabel, yticks=range(len(lines)), yticklabels=lines, ylim=(len(lines) - 0.5, -0.5))
+        ax.grid(axis="x", alpha=0.3)
+    if len(marked) > 1:
+        figure.legend(marked.values(), marked, loc="outside upper center", ncols=len(marked))
+    return figure
+
+
+def contrast(found: dict, xlabel: str) -> Figure:
+    """Same image against other image, and their difference: {line: table as `explanation.same_minus_other` returns it}."""
+    table = pd.concat(found)
+    sides, gap = table.drop("difference", level=1), table.drop(["same", "other"], level=1)
+    return intervals({xlabel: sides.rename({"same": "same image", "other": "another image"}, level=1), "same minus other": gap})
+
+
 def heatmaps(maps, titles, columns: int = 10) -> Figure:
     """Heatmaps (N, H, W) in [0, 1] without their images, row by row, each under its title."""
     columns = min(columns, len(maps))
@@ -188,30 +222,41 @@ def explanations(images, titles, overlays=None, signed=None, scale: float = 1.25
     return figure
 
 
-def explanation(image, title, probabilities, classes, labels, maps, heatmaps=None, strength=0.6, photo=None) -> Figure:
-    """One image, its probabilities, the maps of two classes and their difference. Drawn without a layout engine, for speed.
+def explanation(image, title, probabilities, classes, labels, maps: dict, strength=0.6, photo=None) -> Figure:
+    """One image, its probabilities, and row by row the maps of two classes and their difference. Drawn without a layout engine,
+    for speed.
 
     image: (3, H, W) in [0, 1].  probabilities: (num_classes,).  labels: the names of the two classes.
-    maps: their raw maps and the difference, (3, h, w), drawn cell by cell on one scale.  heatmaps: (2, H, W) in [0, 1], drawn
-    over the image in place of the two raw maps, with this strength (opacity).  photo: what the image was cropped and shrunk from.
+    maps: {row label: (raw, heatmaps)}: the raw maps of both classes and their difference, (3, h, w), drawn cell by cell on one
+    scale for the row; and heatmaps (2, H, W) in [0, 1] to draw over the image in place of the first two, or None.
+    strength: opacity of the heatmaps.  photo: what the image was cropped and shrunk from.
     """
     wider = 0 if photo is None else 2.4  # inches
-    figure = Figure(figsize=(12.5 + wider, 3))
-    place = lambda left, width: figure.add_axes([(left + wider) / (12.5 + wider), 0.12, width / (12.5 + wider), 0.75])  # noqa: E731
-    axes = [place(left, 2.07) for left in (0.02, 3.04, 5.2, 7.3, 9.4)]
-    axes[0].imshow(_pixels(image))
-    _probability_bars(axes[1], probabilities, classes, labels)
-    limit = float(np.abs(_array(maps)).max()) or 1.0
-    for i, (ax, values) in enumerate(zip(axes[2:], _array(maps))):
-        if heatmaps is not None and i < 2:
-            ax.imshow(_pixels(image).mean(-1), cmap="gray", vmin=0, vmax=1)
-            ax.imshow(_array(heatmaps[i]), cmap=HEAT, vmin=0, vmax=1, alpha=strength)
-        else:
-            shown = ax.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
-    figure.colorbar(shown, cax=place(11.57, 0.1), label="evidence (logit units)")
-    panels = list(zip((title, *labels, f"{labels[0]} - {labels[1]}"), (axes[0], *axes[2:])))
+    width, height = 12.8 + wider, 0.45 + 2.5 * len(maps)
+    figure = Figure(figsize=(width, height))
+
+    def place(left, top, width_=2.07, height_=2.07):  # inches, from the left and from the upper edge
+        return figure.add_axes([(left + wider) / width, 1 - (top + height_) / height, width_ / width, height_ / height])
+
+    middle = (height - 2.07) / 2 + 0.1
+    image_ax, bars = place(0.05, middle), place(3.04, middle)
+    image_ax.imshow(_pixels(image))
+    _probability_bars(bars, probabilities, classes, labels)
+    panels = [(title, image_ax)]
+    for row, (raw, heat) in enumerate(maps.values()):
+        axes = [place(left, 0.35 + 2.5 * row) for left in (5.5, 7.6, 9.7)]
+        limit = float(np.abs(_array(raw)).max()) or 1.0
+        for i, (ax, values) in enumerate(zip(axes, _array(raw))):
+            if heat is not None and i < 2:
+                ax.imshow(_pixels(image).mean(-1), cmap="gray", vmin=0, vmax=1)
+                ax.imshow(_array(heat[i]), cmap=HEAT, vmin=0, vmax=1, alpha=strength)
+            else:
+                shown = ax.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
+        panels += zip((*labels, f"{labels[0]} - {labels[1]}"), axes)
+        axes[0].set_ylabel(list(maps)[row], fontsize=11)
+        figure.colorbar(shown, cax=place(11.87, 0.35 + 2.5 * row, 0.1), label="evidence\n(logit units)")
     if photo is not None:
-        panels.append(("photo", place(0.02 - wider, 2.2)))
+        panels.append(("photo", place(0.05 - wider, middle, 2.2)))
         panels[-1][1].imshow(photo)
         side = min(photo.size)
         corner = [(length - side) / 2 - 0.5 for length in photo.size]

@@ -6,7 +6,7 @@ from sklearn.metrics import classification_report
 
 from helpers import shapes
 from helpers.data import Dataset
-from helpers.evaluation import Predictions, accuracy_interval, confusion, most_confused, per_class, predict
+from helpers.evaluation import Predictions, accuracy_interval, as_undecided, confusion, most_confused, per_class, predict
 from helpers.model import resnet18
 
 
@@ -48,6 +48,13 @@ def test_flip_averages_the_logits_of_both_views(model, data):
     expected = (model(data.tensor()) + model(mirrored)) / 2
     np.testing.assert_allclose(predict(model, data, 3, flip=True).logits, expected.detach().numpy(), rtol=1e-4, atol=1e-6)
     assert not np.allclose(predict(model, data, 3).logits, expected.detach().numpy(), atol=1e-4)
+
+
+def test_right_predictions_as_undecided_as_the_mistakes_by_hand():
+    margins = np.array([1.0, 5.0, 0.9, 1.2, 4.0, 9.0, 5.6, 0.95])
+    logits = np.stack([margins + 3, np.full(8, 3.0), np.zeros(8)], axis=1)
+    labels = np.array([1, 2, 0, 0, 0, 0, 0, 1])  # mistakes: the first, the second and the last
+    assert as_undecided(Predictions(logits, labels, ("a", "b", "c"))).tolist() == [2, 6]
 
 
 def test_what_follows_from_the_logits_by_hand():

@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -9,7 +9,16 @@ from torch import nn
 
 from helpers import explanation
 from helpers.data import MEAN
-from helpers.explanation import centred, interval, log_softmax_maps, of_class, rank_correlation, top_overlap
+from helpers.explanation import (
+    centred,
+    interval,
+    log_softmax_maps,
+    of_class,
+    rank_correlation,
+    same_minus_other,
+    top_overlap,
+    without_patterns,
+)
 from helpers.gradcam import GradCAM
 from helpers.model import resnet18
 
@@ -63,14 +72,87 @@ def test_overlap_of_four_cells_by_chance_is_0_158():
     assert top_overlap(maps, maps[100].expand_as(maps)).mean() == pytest.approx(0.158, abs=5e-4)
 
 
-def test_compare_summarises_both_measures():
-    first, second = torch.rand(2, 40, 4, 4, generator=torch.Generator().manual_seed(0))
-    first[0] = 1.0  # a constant map: no correlation, but an overlap
-    got = list(explanation.compare(first, second).values())
-    correlations = [spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(first[1:], second[1:])]
-    assert got[0] == pytest.approx(np.median(correlations))
-    assert got[1] < got[0] < got[2]
-    assert got[3] == pytest.approx(top_overlap(first, second).mean())
+@pytest.mark.parametrize("measure", [rank_correlation, top_overlap])
+def test_every_map_against_every_other_is_the_measure_pair_by_pair(measure):
+    first, second = torch.rand(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    second, table = second[:5], measure(first, second[:5], every=True)
+    assert table.shape == (6, 5)
+    for i, j in product(range(6), range(5)):
+        assert table[i, j] == pytest.approx(measure(first[i : i + 1], second[j : j + 1])[0])
+
+
+def planted(shared_pattern, shared_place, images=150, seed=0):
+    """Two sets of maps of noise, with one pattern in all of them, and one of its own for each image in both of its maps."""
+    generator = torch.Generator().manual_seed(seed)
+    pattern, place = torch.randn(4, 4, generator=generator), torch.randn(images, 4, 4, generator=generator)
+    noise = torch.randn(2, images, 4, 4, generator=generator)
+    return noise + shared_pattern * pattern + shared_place * place
+
+
+def difference(first, second):
+    return same_minus_other(rank_correlation(first, second, every=True)).loc["difference"]
+
+
+def test_a_pattern_in_all_images_makes_maps_alike_but_not_those_of_one_image_more_than_others():
+    found = same_minus_other(rank_correlation(*planted(shared_pattern=3, shared_place=0), every=True))
+    assert found.loc["same", "mean"] > 0.7 and found.loc["other", "mean"] > 0.7
+    assert found.loc["difference", "from"] < 0 < found.loc["difference", "to"]
+    assert abs(found.loc["difference", "mean"]) < 0.02
+
+
+@pytest.mark.parametrize("shared_pattern", [0, 3])
+def test_a_place_of_the_images_own_is_found_below_a_pattern_in_all_of_them(shared_pattern):
+    first, second = planted(shared_pattern, shared_place=2)
+    raw = difference(first, second)
+    left = difference(*(without_patterns(maps, first.mean(0), second.mean(0)) for maps in (first, second)))
+    assert raw["from"] > 0
+    assert left["mean"] == pytest.approx(4 / 5, abs=0.08)  # the correlation of place + noise twice, variances 4 and 1
+    assert left["mean"] >= raw["mean"] - 0.02
+
+
+def test_maps_without_a_shared_place_are_unrelated_once_the_pattern_is_out():
+    first, second = planted(shared_pattern=3, shared_place=0)
+    left = [without_patterns(maps, first.mean(0), second.mean(0)) for maps in (first, second)]
+    assert abs(rank_correlation(*left).mean()) < 0.06 and difference(*left)["from"] < 0 < difference(*left)["to"]
+
+
+def test_same_minus_other_by_hand():
+    likeness = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1], [0.0, 0.2, np.nan]])
+    means = same_minus_other(likeness)["mean"]  # the third image has no map of its own to compare with
+    assert means.to_dict() == pytest.approx({"same": 0.85, "other": (0.15 + 0.2) / 2, "difference": 0.85 - 0.175})
+    kinds = np.array([0, 0, 1])
+    alike = kinds[:, None] == kinds
+    means = same_minus_other(likeness, alike & ~np.eye(3, dtype=bool), ~alike)["mean"]
+    assert means.to_dict() == pytest.approx({"same": (0.1 + 0.3) / 2, "other": (0.2 + 0.1) / 2, "difference": 0.05})
+
+
+def test_interval_of_same_minus_other_covers_the_truth_19_times_in_20():
+    """Maps of noise but for a pattern whose strength is each image's own: likenesses of one image are not independent."""
+    covered = 0
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        strength = 3 * torch.rand(2, 40, 1, 1, generator=generator)
+        maps = torch.randn(2, 40, 4, 4, generator=generator) + strength * torch.arange(16.0).view(4, 4) / 5
+        low, high = difference(*maps)[["from", "to"]]
+        covered += low <= 0 <= high
+    assert covered >= 88
+
+
+def test_projection_leaves_nothing_of_a_constant_and_the_patterns_and_all_of_the_rest():
+    first, second, rest = torch.linalg.qr(torch.randn(16, 5, generator=torch.Generator().manual_seed(0)).double())[0].T[:3]
+    rest = rest - rest.mean() - 0  # orthogonal to a constant ...
+    basis = torch.stack([torch.ones(16).double(), first, second])
+    rest = rest - rest @ torch.linalg.pinv(basis) @ basis  # ... and to both patterns
+    maps = torch.stack([2 + 3 * first - second, rest + 5 * second, rest]).view(-1, 4, 4)
+    left = without_patterns(maps, first.view(4, 4), second.view(4, 4))
+    torch.testing.assert_close(left, torch.stack([0 * rest, rest, rest]).view(-1, 4, 4), atol=1e-9, rtol=0)
+    torch.testing.assert_close(without_patterns(maps, maps[0], maps[0])[0], torch.zeros(4, 4).double(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(without_patterns(maps)[0], maps[0] - maps[0].mean(), atol=1e-9, rtol=0)
+
+
+def test_all_maps_are_those_of_every_class_in_any_batch_size(model):
+    expected = GradCAM(model).evidence(IMAGES, ALL)
+    torch.testing.assert_close(explanation.all_maps(GradCAM(model), IMAGES, 10, batch_size=1), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_log_softmax_maps_are_grad_cam_of_the_log_probabilities(model):
@@ -182,6 +264,42 @@ def test_deletion_follows_the_order_and_leaves_the_images():
     np.testing.assert_allclose(curves[0], [p_whole, p_grey, p_grey, p_grey, p_grey], rtol=1e-5)
     np.testing.assert_allclose(curves[1], 1 - np.array([p_whole] * 4 + [p_grey]), atol=1e-6)
     assert (images == 1).all()
+
+
+def test_deletion_of_several_cells_at_once_skips_the_looks_between():
+    images, order = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)), np.tile(np.arange(16), (3, 1))
+    one_by_one = explanation.deletion(QuadrantSum(), images, [0, 0, 1], order)
+    np.testing.assert_allclose(explanation.deletion(QuadrantSum(), images, [0, 0, 1], order, at_once=4), one_by_one[:, ::4])
+
+
+def test_deletion_paints_whole_cells_and_each_at_its_turn():
+    """The grey pixels that the model is shown, step by step: none, then 4 x 4 of them for each cell of a 2 x 2 grid."""
+    seen = []
+
+    def model(images):
+        seen.append((images == torch.tensor(MEAN).view(1, 3, 1, 1)).all(1)[0])
+        return torch.zeros(len(images), 2)
+
+    explanation.deletion(model, torch.ones(1, 3, 8, 8), [0], np.array([[3, 0, 2, 1]]))
+    corners = [(4, 4), (0, 0), (4, 0), (0, 4)]
+    for count, grey in enumerate(seen):
+        expected = torch.zeros(8, 8, dtype=torch.bool)
+        for row, column in corners[:count]:
+            expected[row : row + 4, column : column + 4] = True
+        assert torch.equal(grey, expected)
+
+
+def test_deletion_orders_by_hand():
+    maps = torch.zeros(3, 4, 4)
+    maps[0, 0, 0], maps[1, 0, 1], maps[2, 3, 3] = 5.0, 4.0, 3.0
+    orders = explanation.deletion_orders(maps, np.random.default_rng(0))
+    assert all(np.array_equal(np.sort(order, axis=1), np.tile(np.arange(16), (3, 1))) for order in orders.values())
+    assert orders["own map"][:, 0].tolist() == [0, 1, 15]
+    another = orders["another image's map"][:, 0].tolist()
+    assert sorted(another) == [0, 1, 15] and all(a != b for a, b in zip(another, [0, 1, 15]))
+    assert orders["mean map"][:, :3].tolist() == [[0, 1, 15]] * 3
+    assert all(set(row[:4]) == {5, 6, 9, 10} and set(row[-4:]) == {0, 3, 12, 15} for row in orders["centre first"].tolist())
+    assert not np.array_equal(*orders["random order"][:2])
 
 
 def test_randomised_changes_the_named_parts_of_a_copy_alone():

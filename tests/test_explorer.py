@@ -11,7 +11,7 @@ from helpers import explorer, plots, shapes
 from helpers.data import Dataset
 from helpers.evaluation import Predictions, predict
 from helpers.gradcam import GradCAM
-from helpers.model import load_pretrained, resnet18
+from helpers.model import dilated, load_pretrained, resnet18
 
 
 @pytest.fixture(scope="module")
@@ -65,23 +65,41 @@ def test_a_cell_of_the_confusion_matrix_is_one_click(explore, sets):
     assert len(explore.chosen) == 30 and explore.picture.value
 
 
-def test_maps_are_grad_cams_of_the_two_chosen_classes(explore, model, sets, monkeypatch):
+def draw(monkeypatch):
+    """What is handed to `plots.explanation`, by the first letters of its parameters' names."""
     shown = {}
-    monkeypatch.setattr(plots, "explanation", lambda *args: shown.update(zip("itpclmhs", args)) or Figure())
-    explore.position.value, explore.layer.value = 9, "layer3"
+    monkeypatch.setattr(plots, "explanation", lambda *args, **photo: shown.update(zip("itpclms", args)) or Figure())
+    return shown
+
+
+@pytest.mark.parametrize("grid", ["8 × 8 cells", "layer3"])
+def test_maps_are_grad_cams_of_the_two_chosen_classes(explore, model, sets, monkeypatch, grid):
+    shown = draw(monkeypatch)
+    explore.position.value, explore.grid.value = 9, grid
     explore.first.value, explore.second.value, explore.strength.value = 3, 8, 0.2
     image = sets["test"][0].tensor([8])
-    expected = GradCAM(model, "layer3").evidence(image, [[3, 8]])[0]
-    torch.testing.assert_close(shown["m"], torch.cat([expected, expected[:1] - expected[1:]]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(shown["h"], GradCAM(model, "layer3")(image, [[3, 8]])[0], rtol=1e-4, atol=1e-5)
-    assert torch.equal(shown["i"], image[0]) and shown["s"] == 0.2
+    cam = GradCAM(model, "layer3") if grid == "layer3" else GradCAM(dilated(model))
+    ((name, (raw, heat)),) = shown["m"].items()
+    expected = cam.evidence(image, [[3, 8]])[0]
+    torch.testing.assert_close(raw, torch.cat([expected, expected[:1] - expected[1:]]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(heat, cam(image, [[3, 8]])[0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(shown["i"], image[0]) and shown["s"] == 0.2 and name == grid
     assert shown["t"] == f"said {shapes.CLASSES[sets['test'][1].predicted[8]]}\nis {shapes.CLASSES[8]}"
 
 
+def test_a_picture_has_both_grids(model, sets, monkeypatch):
+    shown = draw(monkeypatch)
+    explorer.picture(explorer.grids(model), *sets["test"], 4)
+    two = [sets["test"][1].predicted[4], sets["test"][1].labels[4]]
+    assert {name: raw.shape for name, (raw, _) in shown["m"].items()} == {"4 × 4 cells": (3, 4, 4), "8 × 8 cells": (3, 8, 8)}
+    expected = GradCAM(dilated(model)).evidence(sets["test"][0].tensor([4]), [two])[0]
+    torch.testing.assert_close(shown["m"]["8 × 8 cells"][0][:2], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_every_change_draws_once_and_another_picture(explore, monkeypatch):
-    draw, calls = plots.explanation, []
-    monkeypatch.setattr(plots, "explanation", lambda *args: calls.append(args) or draw(*args))
-    changes = dict(position=4, layer="layer2", view="cells", first=1, second=2, outcome="wrong", split="training", actual=1)
+    explanation, calls = plots.explanation, []
+    monkeypatch.setattr(plots, "explanation", lambda *args: calls.append(args) or explanation(*args))
+    changes = dict(position=4, grid="layer2", view="cells", first=1, second=2, outcome="wrong", split="training", actual=1)
     pictures = {explore.picture.value}
     for name, value in changes.items():
         calls.clear()

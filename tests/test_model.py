@@ -1,11 +1,13 @@
 import pickle
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.model import WEIGHTS, PreActBlock, describe_stages, load_pretrained, resnet18, save_weights
+from helpers.gradcam import GradCAM
+from helpers.model import WEIGHTS, PreActBlock, describe_stages, dilated, load_pretrained, resnet18, save_weights
 
 SHIPPED = sorted(WEIGHTS.glob("*.pt"))
 REFUSED = r"net\.pt .*delete it"  # the file is named, and what to do
@@ -180,3 +182,67 @@ def test_described_receptive_field_is_the_extent_of_the_input_gradient(model, st
     rows, columns = np.nonzero(gradient.abs().sum((0, 1)).numpy())
     expected = describe_stages(model, 64).set_index("stage").receptive_field[stage]
     assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == expected
+
+
+def grid(network, images):
+    """What the last stage puts out."""
+    kept = []
+    handle = network.layer4.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    network(images)
+    handle.remove()
+    return kept[0]
+
+
+@pytest.mark.parametrize("stages", [("layer4",), ("layer3", "layer4"), ("layer3",), ("layer2", "layer4")], ids="+".join)
+@torch.no_grad()
+def test_each_phase_of_a_dilated_grid_is_the_strided_networks_for_the_shifted_image(model, stages):
+    images = torch.rand(1, 3, 288, 288, generator=torch.Generator().manual_seed(0))
+    fine, times = grid(dilated(model, stages), images), 2 ** len(stages)
+    assert fine.shape[-2:] == (36 * times, 36 * times)
+    inside = slice(8, 24)  # a cell depends on 109 pixels: nearer to the border it would see where that is
+    for down, right in product(range(times), repeat=2):
+        pixels = [8 * phase // times for phase in (down, right)]
+        shifted = grid(model, images[..., pixels[0] : pixels[0] + 280, pixels[1] : pixels[1] + 280])
+        cells = fine[..., down::times, right::times]
+        torch.testing.assert_close(cells[..., inside, inside], shifted[..., inside, inside], rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_every_second_cell_of_a_dilated_grid_is_the_strided_networks_at_the_border_too(model):
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(grid(dilated(model), images)[..., ::2, ::2], grid(model, images), rtol=1e-4, atol=1e-5)
+
+
+def test_dilated_is_a_copy_that_leaves_the_model_as_it_was(model):
+    images = torch.rand(2, 3, 32, 32)
+    before = model(images)
+    fine = dilated(model)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in fine.state_dict().items())
+    assert not {p.data_ptr() for p in fine.parameters()} & {p.data_ptr() for p in model.parameters()}
+    assert torch.equal(model(images), before) and not torch.allclose(fine(images), before, atol=1e-3)
+    assert fine.training == model.training
+
+
+def test_dilation_of_no_stage_is_the_network_itself_from_a_dilated_one_too(model):
+    images = torch.rand(2, 3, 32, 32)
+    for network in (model, dilated(model), dilated(model, ("layer2", "layer3", "layer4"))):
+        assert torch.equal(dilated(network, ())(images), model(images))
+
+
+@pytest.mark.parametrize(("stages", "cells"), [((), 4), (("layer4",), 8), (("layer3", "layer4"), 16)], ids=str)
+def test_maps_of_a_dilated_network_sum_to_its_logit_less_the_bias(model, stages, cells):
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    fine = dilated(model, stages)
+    maps = GradCAM(fine).evidence(images, [0, 3, 6])
+    assert maps.shape == (3, cells, cells)
+    expected = (fine(images) - fine.fc.bias)[range(3), [0, 3, 6]]
+    torch.testing.assert_close(maps.sum((1, 2)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dilated_explains_what_was_made_in_inference_mode_and_refuses_other_stages(model):
+    with torch.inference_mode():
+        fine = dilated(model)
+    assert GradCAM(fine).evidence(torch.rand(1, 3, 32, 32)).shape == (1, 8, 8)
+    for stages in (("layer1",), ("fc",), ("layer4", "stem")):
+        with pytest.raises(ValueError, match="cannot dilate .*choose among layer2, layer3, layer4"):
+            dilated(model, stages)

@@ -93,7 +93,7 @@ def test_explanation_is_of_the_two_likeliest_classes(monkeypatch, factor, words)
     model.fc.weight.data *= factor
     model.fc.bias.data *= 0
     shown = {}
-    monkeypatch.setattr(plots, "explanation", lambda *args, **kwargs: shown.update(zip("itpclmh", args), **kwargs))
+    monkeypatch.setattr(plots, "explanation", lambda *args, **kwargs: shown.update(zip("itpclm", args), **kwargs))
     content = as_bytes(Image.fromarray(QUARTERS))
     _, verdict = photo.explain_photo(model, content, CLASSES)
     assert words in verdict and "a, b, c" in verdict
@@ -101,7 +101,9 @@ def test_explanation_is_of_the_two_likeliest_classes(monkeypatch, factor, words)
     best = model(images).topk(2).indices
     assert shown["l"] == [CLASSES[i] for i in best[0]] and shown["photo"].size == (60, 40)
     expected = GradCAM(model).evidence(images, best)[0]
-    torch.testing.assert_close(shown["m"], torch.cat([expected, expected[:1] - expected[1:]]), rtol=1e-4, atol=1e-4)
+    raw = shown["m"]["4 × 4 cells"][0]
+    torch.testing.assert_close(raw, torch.cat([expected, expected[:1] - expected[1:]]), rtol=1e-4, atol=1e-4)
+    assert shown["m"]["8 × 8 cells"][0].shape == (3, 8, 8)
 
 
 def test_upload_explains_a_photo_and_survives_a_bad_one(monkeypatch, capsys):

@@ -23,6 +23,10 @@ HISTORY = pd.DataFrame(
     }
 )
 RUNS = pd.DataFrame({"variant": ["a", "b", "a", "b"], "accuracy": [0.5, 0.25, 0.75, 0.5]})
+CONTRAST = pd.DataFrame(
+    {"mean": [0.5, 0.2, 0.3], "from": [0.4, 0.1, 0.25], "to": [0.7, 0.3, 0.4]}, ["same", "other", "difference"]
+)
+EXPLANATION = (IMAGES[0], "said b", [0.2, 0.5, 0.3], ("a", "b", "c"), ("b", "c"))
 MATRIX = np.array([[8, 1, 1], [0, 5, 0], [30, 0, 10]])
 
 
@@ -48,6 +52,8 @@ DRAWN = {
     "training_curves": lambda: plots.training_curves(HISTORY),
     "dots": lambda: plots.dots(RUNS, "accuracy", "variant", "accuracy"),
     "explanations": lambda: plots.explanations(IMAGES, ["a"] * 3, {"heat": HEAT}, {"raw": RAW}),
+    "contrast": lambda: plots.contrast({"mistakes": CONTRAST}, "likeness"),
+    "explanation": lambda: plots.explanation(*EXPLANATION, {"2 x 2": (RAW, HEAT[:2])}),
     "cells": lambda: plots.cells(IMAGES[0], RAW[0], "raw"),
 }
 
@@ -225,3 +231,33 @@ def test_cells_writes_every_number_on_a_symmetric_scale():
     np.testing.assert_array_equal(raw.collections[0].get_array().reshape(2, 2), RAW[0])
     limit = float(RAW[0].abs().max())
     assert raw.collections[0].get_clim() == pytest.approx((-limit, limit))
+
+
+def test_contrast_draws_both_sides_with_their_intervals_and_the_difference_beside_them():
+    figure = plots.contrast({"mistakes": CONTRAST, "control": CONTRAST + 0.1}, "likeness")
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["mistakes", "control"]
+    assert left.get_xlabel() == "likeness" and label_texts(figure.legends[0]) == ["same image", "another image", "difference"]
+    drawn = {container.get_label(): container.lines for ax in (left, right) for container in ax.containers}
+    for mark, row in zip(("same image", "another image", "difference"), CONTRAST.to_numpy()):
+        points, _, (bars,) = drawn[mark]
+        np.testing.assert_allclose(np.asarray(points.get_xdata(), float), [row[0], row[0] + 0.1])
+        ends = np.array([segment[:, 0] for segment in bars.get_segments()])
+        np.testing.assert_allclose(ends, [row[1:], row[1:] + 0.1])
+        assert [round(y) for y in points.get_ydata()] == [0, 1]
+    assert left.get_ylim() == (1.5, -0.5) == right.get_ylim()
+
+
+def test_explanation_has_a_row_for_each_grid_on_a_scale_of_its_own():
+    fine = torch.arange(27.0).view(3, 3, 3)
+    figure = plots.explanation(*EXPLANATION, {"2 x 2": (RAW, HEAT[:2]), "3 x 3": (fine, None)}, strength=0.3)
+    titled = [ax for ax in figure.axes if ax.get_title() in ("b", "c", "b - c")]
+    assert [ax.get_title() for ax in titled] == ["b", "c", "b - c"] * 2
+    assert [ax.get_ylabel() for ax in titled if ax.get_ylabel()] == ["2 x 2", "3 x 3"]
+    for ax, heat in zip(titled[:2], HEAT):
+        np.testing.assert_allclose(shown(ax)[1], heat)
+        assert ax.get_images()[1].get_alpha() == 0.3
+    for ax, values in zip(titled[2:], [RAW[2], *fine]):
+        np.testing.assert_allclose(shown(ax)[0], values)
+    limits = [ax.get_images()[-1].get_clim() for ax in titled[2:]]
+    assert limits == [(-RAW.abs().max().item(), RAW.abs().max().item())] + [(-26, 26)] * 3
