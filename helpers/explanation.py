@@ -80,6 +80,15 @@ def deletion_orders(maps: torch.Tensor, rng: np.random.Generator) -> dict[str, n
     return orders | {"random order": rng.permuted(orders["own map"], axis=1)}
 
 
+def deletion_gains(model, images: torch.Tensor, classes, orders: dict, at_once: int = 1) -> dict[str, np.ndarray]:
+    """By how much each order lowers the probability more than "random order", on average over the steps of `deletion`.
+
+    orders: {name: order}, "random order" among them.  Returns {name: (N,)} for the others; 0: no better than chance.
+    """
+    areas = {name: deletion(model, images, classes, order, at_once).mean(1) for name, order in orders.items()}
+    return {name: areas["random order"] - area for name, area in areas.items() if name != "random order"}
+
+
 def randomised(model, stages, seed: int = 0):
     """A copy of the model in which these parts have fresh random weights (Adebayo et al. 2018, arXiv:1810.03292)."""
     changed = copy.deepcopy(model)
@@ -170,6 +179,12 @@ def centred(maps: torch.Tensor) -> torch.Tensor:
     return maps - maps.mean(dim=1, keepdim=True)
 
 
+def without_shared(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sets of maps (N, h, w), each less what all images share: a constant, and the mean map of either set."""
+    patterns = first.mean(0), second.mean(0)
+    return without_patterns(first, *patterns), without_patterns(second, *patterns)
+
+
 def log_softmax_maps(maps: torch.Tensor, probabilities) -> torch.Tensor:
     """Grad-CAM maps of the log-probabilities, from those of all logits (N, num_classes, h, w).
 
@@ -187,6 +202,13 @@ def all_maps(explain, images: torch.Tensor, num_classes: int, batch_size: int = 
     return torch.cat([explain.evidence(part.to(device), classes.expand(len(part), -1)).cpu() for part in parts])
 
 
+def stretched(maps: torch.Tensor, size) -> torch.Tensor:
+    """Raw maps (N, h, w) enlarged to this size (H, W), each from its least cell (0) to its greatest (1), without a ReLU."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    grid = (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
+    return F.interpolate(grid[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
 def of_class(maps: torch.Tensor, classes) -> torch.Tensor:
     """Pick one class's map for each image: (N, num_classes, h, w) and (N,) -> (N, h, w)."""
     return maps[torch.arange(len(maps)), torch.as_tensor(classes)]
@@ -200,6 +222,12 @@ def interval(values: np.ndarray, statistic=np.median, seed: int = 0) -> tuple[fl
     resampled = np.random.default_rng(seed).choice(values, (1000, len(values)))
     low, high = np.percentile(statistic(resampled, axis=1), (2.5, 97.5))
     return float(low), float(high)
+
+
+def mean_intervals(values: dict) -> pd.DataFrame:
+    """Mean and 95 % bootstrap interval of each array (N,), a row each under its key: the columns mean, from and to."""
+    rows = {key: (np.nanmean(array), *interval(array, np.mean)) for key, array in values.items()}
+    return pd.DataFrame(rows, ["mean", "from", "to"]).T
 
 
 def _cells(maps: torch.Tensor) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from IPython.display import HTML
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -145,9 +146,10 @@ def dots(table, x: str, y: str, xlabel: str) -> Figure:
 def intervals(panels: dict) -> Figure:
     """Means as dots with a bar from the low to the high end of their interval, a panel for each table, side by side.
 
-    panels: {x label: table}, the tables of the same lines: their index holds (line, mark), their columns mean, from and to.
-    Each mark has a colour and a shape of its own; the dashed line is at zero.
+    panels: {x label: table}, the tables of the same lines: their columns are mean, from and to, their index holds the lines, or
+    (line, mark). Each mark has a colour and a shape of its own; the dashed line is at zero.
     """
+    panels = {label: table if table.index.nlevels > 1 else pd.concat({"": table}).swaplevel() for label, table in panels.items()}
     lines = list(dict.fromkeys(line for table in panels.values() for line, _ in table.index))
     figure = Figure(figsize=(11 if len(panels) > 1 else 8.5, 1.1 + 0.5 * len(lines)), layout="constrained")
     marked = {}
@@ -155,7 +157,7 @@ def intervals(panels: dict) -> Figure:
         marks = list(dict.fromkeys(mark for _, mark in table.index))
         for i, mark in enumerate(marks):
             rows = table.xs(mark, level=1)
-            y = [lines.index(line) + 0.16 * (2 * i + 1 - len(marks)) for line in rows.index]
+            y = [lines.index(line) + 0.11 * (2 * i + 1 - len(marks)) for line in rows.index]
             number = list(marked).index(mark) if mark in marked else len(marked)
             ends = [rows["mean"] - rows["from"], rows["to"] - rows["mean"]]
             style = {"color": COLOURS[number], "markerfacecolor": "white" if number % 2 else None, "linewidth": 2}
@@ -173,6 +175,11 @@ def contrast(found: dict, xlabel: str) -> Figure:
     table = pd.concat(found)
     sides, gap = table.drop("difference", level=1), table.drop(["same", "other"], level=1)
     return intervals({xlabel: sides.rename({"same": "same image", "other": "another image"}, level=1), "same minus other": gap})
+
+
+def folded(table: pd.DataFrame, summary: str = "The numbers") -> HTML:
+    """A table with three decimals, behind a line to click on."""
+    return HTML(f"<details><summary>{summary}</summary>{table.round(3).to_html()}</details>")
 
 
 def heatmaps(maps, titles, columns: int = 10) -> Figure:
