@@ -29,8 +29,12 @@ def test_the_series_is_complete():
     ]
 
 
-def test_the_first_code_cell_is_the_same_everywhere():
+def test_the_first_code_cell_is_the_same_everywhere_and_folded():
     assert len({code_cells(path)[0].source for path in NOTEBOOKS}) == 1
+    assert code_cells(NOTEBOOKS[0])[0].source.startswith("#@title Set-up")
+    for path in NOTEBOOKS:
+        metadata = code_cells(path)[0].metadata
+        assert metadata["cellView"] == "form" and metadata["jupyter"]["source_hidden"]  # Colab's way, and JupyterLab's
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -102,6 +106,7 @@ def test_pages_have_alternative_texts_both_themes_and_room_for_narrow_screens(tm
     for path in NOTEBOOKS:
         page = (tmp_path / f"{path.stem}.html").read_text(encoding="utf-8")
         assert "prefers-color-scheme: dark" in page and "max-width: 600px" in page
+        assert page.count("<summary>Set-up</summary>") == 1
         images = re.findall(r'<img alt="([^"]*)"', page)
         assert images == [html.escape(cell.metadata["alt"]) for cell, _ in figures(path)]
 
