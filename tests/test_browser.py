@@ -21,7 +21,8 @@ SETTINGS = {  # JupyterLab's defaults leave out the cells that are not in view, 
     "apputils-extension/notification": '{"fetchNews": "false"}',
 }
 DONE = """() => {
-    const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].map(p => p.textContent)
+    const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")]
+        .filter(p => !p.classList.contains("jp-Placeholder-prompt")).map(p => p.textContent)  // a folded cell shows no number
     return prompts.length > 5 && prompts.every(p => /^\\[\\d+\\]:$/.test(p))
 }"""
 FAILED = '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]'

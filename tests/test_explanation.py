@@ -302,6 +302,43 @@ def test_deletion_orders_by_hand():
     assert not np.array_equal(*orders["random order"][:2])
 
 
+def test_gain_is_the_area_between_an_order_and_random_order():
+    images = torch.ones(2, 3, 8, 8)
+    orders = {
+        "first": np.array([[0, 1, 2, 3]] * 2),
+        "last": np.array([[1, 2, 3, 0]] * 2),
+        "random order": np.array([[1, 0, 2, 3]] * 2),
+    }
+    gains = explanation.deletion_gains(QuadrantSum(), images, [0, 0], orders)
+    drop = torch.sigmoid(torch.tensor(48.0)).item() - torch.sigmoid(torch.tensor(16 * sum(MEAN))).item()
+    assert list(gains) == ["first", "last"]  # of five looks, "first" is one sooner than random order, "last" two later
+    np.testing.assert_allclose(gains["first"], drop / 5, rtol=1e-3)
+    np.testing.assert_allclose(gains["last"], -2 * drop / 5, rtol=1e-3)
+
+
+def test_mean_intervals_are_means_with_the_bootstraps_interval_under_the_given_keys():
+    values = {("a", "x"): np.random.default_rng(0).normal(size=50), ("a", "y"): np.r_[np.nan, 1.0, 3.0]}
+    table = explanation.mean_intervals(values)
+    assert list(table.columns) == ["mean", "from", "to"] and list(table.index) == list(values)
+    assert table.loc[("a", "y"), "mean"] == 2
+    assert tuple(table.loc[("a", "x"), ["from", "to"]]) == interval(values["a", "x"], np.mean)
+
+
+def test_without_shared_takes_both_mean_maps_and_a_constant_out_of_both_sets():
+    first, second = torch.randn(2, 30, 4, 4, generator=torch.Generator().manual_seed(0)) + 2
+    for left in explanation.without_shared(first, second):
+        for pattern in (first.mean(0), second.mean(0), torch.ones(4, 4)):
+            torch.testing.assert_close((left * pattern).sum((1, 2)), torch.zeros(30).double(), atol=1e-5, rtol=0)
+
+
+def test_stretched_goes_from_the_least_cell_to_the_greatest_without_a_relu():
+    maps = torch.tensor([[[-3.0, -1.0], [-2.0, -3.0]], [[0.0, 4.0], [1.0, 2.0]]])
+    expected = torch.tensor([[[0, 1], [0.5, 0]], [[0, 1], [0.25, 0.5]]])
+    torch.testing.assert_close(explanation.stretched(maps, (2, 2)), expected)
+    assert explanation.stretched(maps, (8, 8)).shape == (2, 8, 8)
+    assert (explanation.stretched(torch.ones(1, 2, 2), (4, 4)) == 0).all()
+
+
 def test_randomised_changes_the_named_parts_of_a_copy_alone():
     model = resnet18(width=16)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -261,3 +261,14 @@ def test_explanation_has_a_row_for_each_grid_on_a_scale_of_its_own():
         np.testing.assert_allclose(shown(ax)[0], values)
     limits = [ax.get_images()[-1].get_clim() for ax in titled[2:]]
     assert limits == [(-RAW.abs().max().item(), RAW.abs().max().item())] + [(-26, 26)] * 3
+
+
+def test_intervals_take_tables_without_marks():
+    figure = plots.intervals({"gain": CONTRAST})
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["same", "other", "difference"]
+    assert not figure.legends and figure.axes[0].get_xlabel() == "gain"
+
+
+def test_a_folded_table_shows_its_numbers_behind_its_summary():
+    page = plots.folded(CONTRAST, "All").data
+    assert page.startswith("<details><summary>All</summary>") and "0.250" in page and page.endswith("</details>")
