@@ -7,10 +7,11 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from helpers import explorer, plots, shapes
+from helpers import plots, shapes
 from helpers.data import Dataset
 from helpers.evaluation import Predictions, predict
 from helpers.gradcam import GradCAM
+from helpers.interactive import explorer
 from helpers.model import dilated, load_pretrained, resnet18
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import explorer, photo, plots
+from helpers import plots
 from helpers.gradcam import GradCAM
+from helpers.interactive import explorer, photo
 from helpers.model import resnet18
 
 QUARTERS = np.zeros((40, 60, 3), np.uint8)  # black, but for a red upper left and a blue lower right quarter

@@ -3,10 +3,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from helpers import explorer, playground, shapes
+from helpers import shapes
 from helpers.data import Dataset
 from helpers.evaluation import Predictions
 from helpers.gradcam import GradCAM
+from helpers.interactive import explorer, playground
 from helpers.model import load_pretrained
 
 DRAWN = Dataset(**shapes.generate(60, seed=9), classes=shapes.CLASSES)

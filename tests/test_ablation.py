@@ -2,14 +2,14 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import experiments
 from helpers.model import load_pretrained
+from helpers.studies import ablation
 from helpers.training import TrainConfig
 
 
 def test_every_variant_changes_the_recipe_in_what_its_name_says():
-    for name, changes in experiments.VARIANTS.items():
-        assert all(getattr(experiments.RECIPE, field) != value for field, value in changes.items()), name
+    for name, changes in ablation.VARIANTS.items():
+        assert all(getattr(ablation.RECIPE, field) != value for field, value in changes.items()), name
 
 
 def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
@@ -22,18 +22,18 @@ def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_pa
         columns = ("train_accuracy", "validation_accuracy", "validation_loss")
         return pd.DataFrame([dict.fromkeys(columns, 0.1), dict.fromkeys(columns, 0.5 + 0.1 * config.flip + 0.01 * config.seed)])
 
-    monkeypatch.setattr(experiments, "fit", fit)
+    monkeypatch.setattr(ablation, "fit", fit)
     path = tmp_path / "ablation.csv"
     options = f"--data shapes10 --train-size 60 --validation-size 20 --epochs 3 --width 16 --seeds 2 --output {path}".split()
     with pytest.raises(SystemExit, match="run this again to go on"):
-        experiments.main(options)
-    experiments.main(options)
+        ablation.main(options)
+    ablation.main(options)
     runs = pd.read_csv(path)
-    variants = list(experiments.VARIANTS)
+    variants = list(ablation.VARIANTS)
     assert list(zip(runs["seed"], runs["variant"])) == [(s, v) for s in (0, 1) for v in variants]
     assert len(seen) == 2 * len(variants) + 1 and {row[1:] for row in seen} == {(40, 20, seen[0][3])}
     assert {config.epochs for config, *_ in seen} == {3} and {config.seed for config, *_ in seen} == {0, 1}
-    table = experiments.summarise(runs)
+    table = ablation.summarise(runs)
     assert list(table.index) == variants
     assert table.loc["without flip", "difference"] == pytest.approx(-0.1)
     assert table.loc["the recipe"].tolist() == pytest.approx([0.605, 0.01 / 2**0.5, 0, 0, 2])
@@ -49,13 +49,13 @@ def test_rows_of_another_recipe_are_not_gone_on_with(tmp_path):
         path
     )
     with pytest.raises(SystemExit, match="other epochs or width: delete it"):
-        experiments.main(f"--data shapes10 --train-size 60 --validation-size 20 --epochs 3 --output {path}".split())
+        ablation.main(f"--data shapes10 --train-size 60 --validation-size 20 --epochs 3 --output {path}".split())
 
 
 def test_summary_by_hand():
     all_of_it, less = "the recipe", "without flip"
     rows = [(less, 0, 0.7), (all_of_it, 0, 0.8), (less, 1, 0.7), (all_of_it, 1, 0.6)]  # as runs end: not the recipe first
-    table = experiments.summarise(pd.DataFrame(rows, columns=["variant", "seed", "validation_accuracy"]))
+    table = ablation.summarise(pd.DataFrame(rows, columns=["variant", "seed", "validation_accuracy"]))
     # Differences -0.1 and +0.1: mean 0, standard deviation 0.1 * sqrt(2), divided by sqrt(2).
     assert table.loc[less].tolist() == pytest.approx([0.7, 0, 0, 0.1, 2])
     assert table.loc[all_of_it, "standard deviation"] == pytest.approx(0.2 / 2**0.5)
@@ -65,9 +65,9 @@ SMALL = TrainConfig(epochs=1, batch_size=20, image_sizes=(16,))
 
 
 def test_a_real_run_learns_on_generated_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "VARIANTS", {"the recipe": {}})
-    data = experiments.load_dataset("shapes10", train_size=60, test_size=20)
-    experiments.ablation(data.train, data.test, tmp_path / "ablation.csv", SMALL, seeds=1, width=16)
+    monkeypatch.setattr(ablation, "VARIANTS", {"the recipe": {}})
+    data = ablation.load_dataset("shapes10", train_size=60, test_size=20)
+    ablation.ablation(data.train, data.test, tmp_path / "ablation.csv", SMALL, seeds=1, width=16)
     runs = pd.read_csv(tmp_path / "ablation.csv")
     assert runs.loc[0, ["variant", "seed", "epochs", "width"]].tolist() == ["the recipe", 0, 1, 16]
     assert 0 <= runs.loc[0, "validation_accuracy"] <= 1
@@ -77,9 +77,9 @@ def test_runs_side_by_side_give_the_rows_of_runs_one_by_one(tmp_path):
     tables = []
     for jobs in (1, 2):
         path = tmp_path / f"{jobs}-ablation.csv"
-        data = experiments.load_dataset("shapes10", train_size=60, test_size=20)
-        experiments.ablation(data.train, data.test, path, SMALL, seeds=1, width=16, jobs=jobs)
+        data = ablation.load_dataset("shapes10", train_size=60, test_size=20)
+        ablation.ablation(data.train, data.test, path, SMALL, seeds=1, width=16, jobs=jobs)
         tables.append(pd.read_csv(path).sort_values("variant", ignore_index=True))
     # Another number of threads adds up in another order, so a few of the twenty predictions may differ.
     pd.testing.assert_frame_equal(*tables, atol=0.1)
-    assert len(tables[0]) == len(experiments.VARIANTS)
+    assert len(tables[0]) == len(ablation.VARIANTS)

@@ -1,4 +1,4 @@
-"""What each ingredient of the recipe buys: train a narrow network without it. `python -m helpers.experiments --help`."""
+"""What each ingredient of the recipe buys: train a narrow network without it. `python -m helpers.studies.ablation --help`."""
 
 import argparse
 import os
@@ -83,7 +83,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser("python -m helpers.experiments", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser("python -m helpers.studies.ablation", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", default="auto", help="as load_dataset's name")
     parser.add_argument("--train-size", type=int, help="use so many training images (all)")
     parser.add_argument("--validation-size", type=int, default=5000, help="training images held out to score on")
@@ -109,6 +109,6 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    from helpers.experiments import main as run  # by a name that other processes can import, as `__main__` they cannot
+    from helpers.studies.ablation import main as run  # by a name that other processes can import, as `__main__` they cannot
 
     run()

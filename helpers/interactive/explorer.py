@@ -16,7 +16,7 @@ from helpers.data import Dataset
 from helpers.evaluation import Predictions, confusion
 from helpers.explanation import all_maps
 from helpers.gradcam import GradCAM, as_heatmaps
-from helpers.photo import explain_photo, grids, rows
+from helpers.interactive.photo import explain_photo, grids, rows
 
 FINER_LAYERS = ("layer3", "layer2", "layer1")
 MATRIX_LIMIT = 12  # classes up to which the confusion matrix is shown as buttons

@@ -8,8 +8,8 @@ from helpers import plots
 from helpers.augmentation import augmentation_steps, compose
 from helpers.data import Dataset
 from helpers.evaluation import Predictions
-from helpers.explorer import as_png, has_front_end
 from helpers.gradcam import GradCAM
+from helpers.interactive.explorer import as_png, has_front_end
 
 
 def augmentation_playground(image: np.ndarray):

@@ -1,0 +1,1 @@
+"""What is played with: an explorer, two games, a photograph of one's own."""
