@@ -43,13 +43,14 @@ def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_pa
     assert not torch.equal(twins[0].fc.weight, twins[1].fc.weight)
 
 
-def test_rows_of_another_recipe_are_not_gone_on_with(tmp_path):
+def test_rows_of_another_recipe_are_not_gone_on_with(tmp_path, capsys):
     path = tmp_path / "ablation.csv"
     pd.DataFrame([("the recipe", 0, 15, 16, 0.5)], columns=["variant", "seed", "epochs", "width", "validation_accuracy"]).to_csv(
         path
     )
-    with pytest.raises(SystemExit, match="other epochs or width: delete it"):
+    with pytest.raises(SystemExit, match="2"):
         ablation.main(f"--data shapes10 --train-size 60 --validation-size 20 --epochs 3 --output {path}".split())
+    assert capsys.readouterr().err.strip().endswith("other epochs, width or data: delete it, or name another file")
 
 
 def test_summary_by_hand():

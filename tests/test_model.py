@@ -10,6 +10,7 @@ from helpers.gradcam import GradCAM
 from helpers.model import WEIGHTS, PreActBlock, describe_stages, dilated, load_pretrained, resnet18, save_weights
 
 SHIPPED = sorted(WEIGHTS.glob("*.pt"))
+SEVEN = tuple("abcdefg")
 REFUSED = r"net\.pt .*delete it"  # the file is named, and what to do
 
 
@@ -75,7 +76,7 @@ def test_model_normalises_its_images_itself(model):
 
 
 def test_saved_weights_come_back_in_half_precision(model, tmp_path):
-    save_weights(model, tmp_path / "net.pt")
+    save_weights(model, tmp_path / "net.pt", SEVEN)
     loaded = load_pretrained(tmp_path / "net.pt")
     assert (loaded.fc.out_features, loaded.stem.out_channels, loaded.training) == (7, 16, False)
     for name, value in model.state_dict().items():
@@ -89,19 +90,9 @@ def test_saved_weights_come_back_in_half_precision(model, tmp_path):
 def test_weights_of_a_run_are_found_by_name(model, tmp_path, monkeypatch):
     monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
     (tmp_path / "runs").mkdir()
-    save_weights(model, tmp_path / "runs" / "flowers.pt")
+    save_weights(model, tmp_path / "runs" / "flowers.pt", SEVEN)
     for name in ("flowers", "runs/flowers.pt", tmp_path / "runs" / "flowers.pt"):
         assert torch.equal(load_pretrained(name).fc.weight, model.fc.weight.half().float())
-
-
-def test_failed_save_leaves_the_old_file(model, tmp_path, monkeypatch):
-    path = tmp_path / "net.pt"
-    save_weights(model, path)
-    before = path.read_bytes()
-    monkeypatch.setattr(torch, "save", lambda state, file: (open(file, "wb").write(b"half"), 1 / 0))
-    with pytest.raises(ZeroDivisionError):
-        save_weights(model, path)
-    assert path.read_bytes() == before
 
 
 def test_missing_weights_are_named(tmp_path, monkeypatch):
@@ -113,7 +104,7 @@ def test_missing_weights_are_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("share", [0, 0.01, 0.1, 0.5, 0.99])
 def test_truncated_weights_are_refused_in_one_line(model, tmp_path, share):
     path = tmp_path / "net.pt"
-    save_weights(model, path)
+    save_weights(model, path, SEVEN)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(ValueError, match=REFUSED) as caught:
         load_pretrained(path)
