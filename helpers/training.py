@@ -51,8 +51,9 @@ class TrainConfig:
     seed: int = 0  # of the order of images and of their augmentation
 
     def __post_init__(self):
+        got = [self.epochs, self.batch_size, self.peak_lr, self.ema]
         if not (self.epochs > 0 and self.batch_size > 0 and self.peak_lr > 0 and 0 <= self.ema < 1):
-            raise ValueError(f"epochs, batch_size and peak_lr must be above 0, ema at least 0 and below 1, got {self}")
+            raise ValueError(f"epochs, batch_size and peak_lr must be above 0, ema at least 0 and below 1, got {got}")
 
     def image_size(self, epoch: int) -> int:
         """Side of the training images in this epoch (counted from 0), in pixels."""
