@@ -202,14 +202,14 @@ def test_wrapped_model_takes_the_wrappers_names_and_says_which(model):
         GradCAM(wrapped)
 
 
-def test_a_thousand_calls_keep_no_tensor(model):
+def test_two_hundred_calls_keep_no_tensor(model):
     cam = GradCAM(model, "layer4")
     tensors = lambda: sum(issubclass(type(kept), torch.Tensor) for kept in gc.get_objects())  # noqa: E731
-    cam(IMAGES[:1], [[0, 1]])
+    cam(IMAGES[:1, :, :16, :16], [[0, 1]])
     gc.collect()
     before = tensors()
-    for _ in range(1000):
-        cam(IMAGES[:1], [[0, 1]])
+    for _ in range(200):
+        cam(IMAGES[:1, :, :16, :16], [[0, 1]])
     assert tensors() <= before  # without collecting: nothing that only the garbage collector would free
 
 
