@@ -88,6 +88,34 @@ def per_class(predictions: Predictions) -> pd.DataFrame:
     return pd.DataFrame(dict(zip(("precision", "recall", "f1", "images"), scores)), index=list(predictions.classes))
 
 
+def recall_intervals(predictions: Predictions) -> pd.DataFrame:
+    """Recall over all images and of every class, with its 95 % Wilson interval: columns mean, from and to."""
+    rows = {"all classes": (predictions.accuracy, *accuracy_interval(int(predictions.correct.sum()), len(predictions.labels)))}
+    for name, right, total in zip(predictions.classes, np.diag(confusion(predictions)), confusion(predictions).sum(1)):
+        rows[name] = (right / total, *accuracy_interval(right, total))
+    return pd.DataFrame.from_dict(rows, "index", columns=["mean", "from", "to"])
+
+
+def calibration(predictions: Predictions, bins: int = 10) -> pd.DataFrame:
+    """Images in groups of like confidence (bins of equal width from 0 to 1, empty ones left out), least sure first.
+
+    Columns: confidence (mean), accuracy, from and to (its 95 % Wilson interval), images.
+    """
+    group = np.minimum((predictions.confidence * bins).astype(int), bins - 1)
+    rows = []
+    for number in np.unique(group):
+        confidence, correct = predictions.confidence[group == number], predictions.correct[group == number]
+        interval = accuracy_interval(int(correct.sum()), len(correct))
+        rows.append((confidence.mean(), correct.mean(), *interval, len(correct)))
+    return pd.DataFrame(rows, columns=["confidence", "accuracy", "from", "to", "images"])
+
+
+def calibration_error(predictions: Predictions, bins: int = 10) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): a group's |accuracy - confidence|, averaged over images."""
+    table = calibration(predictions, bins)
+    return float(np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["images"]))
+
+
 def confusion(predictions: Predictions) -> np.ndarray:
     """Counts (num_classes, num_classes): row = actual class, column = predicted class."""
     return metrics.confusion_matrix(predictions.labels, predictions.predicted, labels=range(len(predictions.classes)))

@@ -10,6 +10,7 @@ from IPython.display import HTML
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from helpers.data import project_root
@@ -115,6 +116,69 @@ def confusion_heatmap(matrix: np.ndarray, classes) -> Figure:
     ax.set(xlabel="predicted class", ylabel="actual class")
     ax.tick_params(axis="x", rotation=45)
     ax.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def feature_maps(rows: dict, image=None, one_scale: bool = False) -> Figure:
+    """Rows of a network's feature maps, {label: (C, h, w)}, below the image (3, H, W) in [0, 1] that they came from, if given.
+
+    Red is positive, blue negative, white zero. A row's colours end at its largest absolute value; with one_scale, at that of all.
+    """
+    columns, count = max(len(maps) for maps in rows.values()), len(rows) + (image is not None)
+    figure = Figure(figsize=(1.15 * columns + 2.2, 1.2 * count), layout="constrained")
+    axes = figure.subplots(count, columns, squeeze=False)
+    for ax in axes.flat:
+        _bare(ax)
+        ax.set_frame_on(False)
+    if image is not None:
+        axes[0, 0].imshow(_pixels(image))
+    limits = [float(np.abs(_array(maps)).max()) for maps in rows.values()]
+    for row, maps, limit in zip(axes[count - len(rows) :], rows.values(), limits):
+        limit = max(limits) if one_scale else limit
+        for ax, values in zip(row, _array(maps)):
+            ax.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
+    for ax, label in zip(axes[:, 0], [*(["image"] if image is not None else []), *rows]):
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    return figure
+
+
+def schedule(history) -> Figure:
+    """The learning rate at the end of each epoch, above the training loss; history: a table as `training.fit` returns it."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    panels = {"learning_rate": "learning rate", "train_loss": "training loss"}
+    for ax, (column, ylabel), colour in zip(figure.subplots(2, 1, sharex=True), panels.items(), COLOURS):
+        ax.plot(history["epoch"], history[column], marker="o", markersize=4, color=colour)
+        ax.set(ylabel=ylabel, ylim=(0, None))
+        ax.grid(alpha=0.3)
+    ax.set(xlabel="epoch")
+    return figure
+
+
+def one_number(accuracy: float, misses: dict) -> Figure:
+    """An accuracy in large figures beside a bar for each class: {class: share of its images that are missed}, in [0, 1]."""
+    figure = Figure(figsize=(10, 0.9 + 0.32 * len(misses)), layout="constrained")
+    number, bars = figure.subplots(1, 2, width_ratios=[2, 3])
+    number.axis("off")
+    number.text(0.5, 0.5, f"{accuracy:.2%}", fontsize=44, ha="center", va="center")
+    number.text(0.5, 0.22, "right, over all classes", fontsize=12, ha="center", va="center")
+    bars.barh(list(misses), list(misses.values()), color=COLOURS[0])
+    bars.axvline(1 - accuracy, color=COLOURS[1], linestyle="--", label="all classes together")
+    bars.invert_yaxis()
+    bars.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bars.set(xlabel="share of the class that is missed")
+    bars.legend(loc="lower right")
+    return figure
+
+
+def reliability(table) -> Figure:
+    """How often a network is right over how sure it is: a dot with its interval for each row of a table by `calibration`."""
+    figure, ax = _single(6, 4.6)
+    ends = [table["accuracy"] - table["from"], table["to"] - table["accuracy"]]
+    ax.plot([0, 1], [0, 1], color="0.35", linestyle="--", label="as often right as it is sure")
+    ax.errorbar(table["confidence"], table["accuracy"], yerr=ends, fmt="o-", color=COLOURS[0], linewidth=2, label="the network")
+    ax.set(xlabel="mean confidence of the group", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    ax.grid(alpha=0.3)
+    ax.legend(loc="upper left")
     return figure
 
 
