@@ -197,16 +197,6 @@ def histogram(groups: dict, xlabel: str, bins=30, range=None, ylabel: str = "sha
     return figure
 
 
-def dots(table, x: str, y: str, xlabel: str) -> Figure:
-    """A dot at the x of every row of a table, in a line for each y, and a bar at the mean of the line."""
-    figure, ax = _single(8, 1 + 0.4 * table[y].nunique())
-    sns.stripplot(table, x=x, y=y, ax=ax, jitter=False, size=7, alpha=0.7, color=COLOURS[0])
-    sns.pointplot(table, x=x, y=y, ax=ax, errorbar=None, linestyle="none", marker="|", markersize=16, color=COLOURS[1])
-    ax.set(xlabel=xlabel, ylabel="")
-    ax.grid(axis="x", alpha=0.3)
-    return figure
-
-
 def intervals(panels: dict) -> Figure:
     """Means as dots with a bar from the low to the high end of their interval, a panel for each table, side by side.
 
