@@ -73,6 +73,18 @@ def as_undecided(predictions: Predictions) -> np.ndarray:
     return np.unique(right[gaps.argmin(1)])
 
 
+def right_of_each_class(predictions: Predictions) -> np.ndarray:
+    """One right prediction of each class that has any, from little confidence to much: indices, the least confident first."""
+    chosen = []
+    right = np.flatnonzero(predictions.correct)
+    right = right[np.argsort(predictions.confidence[right])]
+    for number in range(len(predictions.classes)):
+        members = right[predictions.labels[right] == number]
+        if len(members):
+            chosen.append(members[len(members) * number // len(predictions.classes)])
+    return np.array(sorted(chosen, key=predictions.confidence.__getitem__))
+
+
 def accuracy_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson 1927); z = 1.96 gives 95 %."""
     p, n = correct / total, total

@@ -18,6 +18,7 @@ from helpers.evaluation import (
     per_class,
     predict,
     recall_intervals,
+    right_of_each_class,
 )
 from helpers.model import resnet18
 
@@ -67,6 +68,17 @@ def test_right_predictions_as_undecided_as_the_mistakes_by_hand():
     logits = np.stack([margins + 3, np.full(8, 3.0), np.zeros(8)], axis=1)
     labels = np.array([1, 2, 0, 0, 0, 0, 0, 1])  # mistakes: the first, the second and the last
     assert as_undecided(Predictions(logits, labels, ("a", "b", "c"))).tolist() == [2, 6]
+
+
+def test_one_right_prediction_of_each_class_by_hand():
+    sure = np.array([0.9, 0.6, 0.7, 0.8, 0.95, 0.99, 0.5])
+    labels = np.array([0, 0, 1, 1, 1, 2, 2])
+    logits = np.full((7, 4), -20.0, dtype=np.float32)
+    logits[np.arange(7), labels] = np.log(sure / (1 - sure))
+    logits[np.arange(7), 3] = 0  # so that class 3 has the rest; it has no image of its own
+    logits[5, 3] = 9  # a mistake
+    # Of four classes the first gives its least sure image, the second the one a quarter up, the third the one half up.
+    assert right_of_each_class(Predictions(logits, labels, ("a", "b", "c", "d"))).tolist() == [6, 1, 2]
 
 
 def test_what_follows_from_the_logits_by_hand():

@@ -58,6 +58,7 @@ DRAWN = {
     "explanations": lambda: plots.explanations(IMAGES, ["a"] * 3, {"heat": HEAT}, {"raw": RAW}),
     "contrast": lambda: plots.contrast({"mistakes": CONTRAST}, "likeness"),
     "explanation": lambda: plots.explanation(*EXPLANATION, {"2 x 2": (RAW, HEAT[:2])}),
+    "gradcam_steps": lambda: plots.gradcam_steps(IMAGES[0], {"channel 7": RAW[0]}, [0.5], RAW[1], HEAT[0]),
     "cells": lambda: plots.cells(IMAGES[0], RAW[0], "raw"),
 }
 
@@ -300,6 +301,16 @@ def test_explanation_has_a_row_for_each_grid_on_a_scale_of_its_own():
         np.testing.assert_allclose(shown(ax)[0], values)
     limits = [ax.get_images()[-1].get_clim() for ax in titled[2:]]
     assert limits == [(-RAW.abs().max().item(), RAW.abs().max().item())] + [(-26, 26)] * 3
+
+
+def test_gradcam_steps_show_channels_sum_relu_and_heatmap_in_this_order():
+    axes = plots.gradcam_steps(IMAGES[0], {"channel 7": RAW[0], "channel 9": RAW[2]}, [0.5, -0.25], RAW[1], HEAT[0]).axes
+    np.testing.assert_allclose(shown(axes[0])[0], channels_last(IMAGES[0]))
+    for ax, values in zip(axes[1:], (RAW[0], RAW[2], RAW[1], RAW[1].relu(), HEAT[0])):
+        np.testing.assert_allclose(shown(ax)[-1], values)
+    assert [ax.get_title() for ax in axes[1:3]] == ["channel 7\n× +0.500", "channel 9\n× -0.250"]
+    for ax, values in zip(axes[1:5], (RAW[0], RAW[2], RAW[1], RAW[1])):  # white is zero everywhere
+        assert ax.get_images()[0].get_clim() == (-values.abs().max().item(), values.abs().max().item())
 
 
 def test_intervals_take_tables_without_marks():
