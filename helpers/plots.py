@@ -155,14 +155,14 @@ def schedule(history) -> Figure:
     return figure
 
 
-def one_number(accuracy: float, misses: dict) -> Figure:
-    """An accuracy in large figures beside a bar for each class: {class: share of its images that are missed}, in [0, 1]."""
+def one_number(accuracy: float, misses: pd.Series) -> Figure:
+    """An accuracy in large figures beside a bar for each class: the share of its images that are missed, in [0, 1], by class."""
     figure = Figure(figsize=(10, 0.9 + 0.32 * len(misses)), layout="constrained")
     number, bars = figure.subplots(1, 2, width_ratios=[2, 3])
     number.axis("off")
     number.text(0.5, 0.5, f"{accuracy:.2%}", fontsize=44, ha="center", va="center")
     number.text(0.5, 0.22, "right, over all classes", fontsize=12, ha="center", va="center")
-    bars.barh(list(misses), list(misses.values()), color=COLOURS[0])
+    bars.barh(misses.index, misses, color=COLOURS[0])
     bars.axvline(1 - accuracy, color=COLOURS[1], linestyle="--", label="all classes together")
     bars.invert_yaxis()
     bars.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))

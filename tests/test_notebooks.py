@@ -11,6 +11,7 @@ import nbformat
 import pytest
 
 from helpers import data, shapes
+from helpers.model import WEIGHTS
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -55,7 +56,7 @@ def test_metadata_asks_colab_for_a_gpu(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_lesson_is_short(path):
     cells = nbformat.read(path, as_version=4).cells
-    code = [[line for line in cell.source.splitlines()] for cell in code_cells(path)[1:]]  # the set-up aside
+    code = [cell.source.splitlines() for cell in code_cells(path)[1:]]  # the set-up aside
     assert 18 <= len(cells) <= 30
     assert max(len(lines) for lines in code) <= 12
     assert sum(bool(line.strip()) for lines in code for line in lines) <= 120
@@ -105,7 +106,7 @@ def test_opens_with_a_question_and_a_figure_and_ends_with_its_message_and_exerci
     opening, ending = cells[0].source, cells[-1].source
     assert opening.startswith("# ") and re.search(r"\*\*[^*]+\?\*\*", opening)
     assert "| time | from before |" in opening and "CPU cores" in opening and "GPU" in opening
-    assert figures(path)[0][0] is not None and figures(path)[0][0].source == code_cells(path)[1].source
+    assert figures(path)[0][0].source == code_cells(path)[1].source  # the first after the set-up
     for text in (opening, ending):
         assert message in " ".join(text.lower().split())
     assert any("**Predict, then run.**" in cell.source for cell in cells)
@@ -115,7 +116,7 @@ def test_opens_with_a_question_and_a_figure_and_ends_with_its_message_and_exerci
     assert -1 not in places and places == sorted(places)
 
 
-NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(\.\d+)?( ?%)?(?!\w)")
+NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(\.\d+)?( ?%)?(?![\w.]*\w)")
 
 
 def read_numbers(text):
@@ -129,8 +130,8 @@ def read_numbers(text):
 
 def without_source(text, sources):
     """The numbers with a decimal point or a per cent sign in a text that round from none of the sources (shares, or other)."""
-    prose = re.sub(r"`[^`]*`|\]\([^)]*\)|\$[^$]*\$", " ", text)  # code, addresses and formulas are not statements
-    written = [number for number in read_numbers(prose) if re.search("[.%]", number[0])]
+    no_statement = r"`[^`]*`|\]\([^)]*\)|\$[^$]*\$|95 % (confidence )?interval"  # code, addresses, formulas, and a convention
+    written = [number for number in read_numbers(re.sub(no_statement, " ", text)) if re.search("[.%]", number[0])]
     points = [100 * source for source in sources]
     return [name for name, value, half in written if not any(abs(value - s) <= 1.001 * half for s in [*sources, *points])]
 
@@ -141,29 +142,24 @@ def test_numbers_without_a_source_are_found():
     assert without_source("95.9 % and 0.95 but 0.96, 2.31", sources) == ["95.9 %", "0.96", "2.31"]
 
 
-def written_out(output):
-    """What an output holds as text."""
-    data = output.get("data", {})
-    return "\n".join([output.get("text", ""), *(value for kind, value in data.items() if kind.startswith("text/"))])
+def written_out(path):
+    """What a notebook's outputs hold as text, and the records of `helpers/weights` that its code names."""
+    outputs = [output for cell in code_cells(path) for output in cell.outputs]
+    texts = [output.get("text", "") for output in outputs]
+    texts += [text for output in outputs for kind, text in output.get("data", {}).items() if kind.startswith("text/")]
+    code = "\n".join(cell.source for cell in code_cells(path))
+    texts += [record.read_text() for record in WEIGHTS.glob("*.csv") if f'"{record.name}"' in code]
+    return "\n".join(texts)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_numbers_in_prose_stand_in_an_output_or_in_a_record_or_say_how_they_were_measured(path, project):
-    cells = nbformat.read(path, as_version=4).cells
-    texts = [written_out(output) for cell in code_cells(path) for output in cell.outputs]
-    records = [
-        record
-        for record in (project / "helpers" / "weights").glob("*.csv")
-        if f'"{record.name}"' in path.read_text().replace("\\", "")
-    ]
-    sources = [
-        value for text in [*texts, *(r.read_text() for r in records)] for _, value, _ in read_numbers(text.replace("-", " "))
-    ]
-    for cell in cells[2:]:
+def test_numbers_in_prose_stand_in_an_output_or_in_a_record_or_say_where_they_come_from(path):
+    sources = [value for _, value, _ in read_numbers(written_out(path))]
+    for cell in nbformat.read(path, as_version=4).cells[2:]:
         if cell.cell_type == "markdown":
-            measured = cell.metadata.get("measured", {})
-            assert not [name for name, how in measured.items() if name not in cell.source or len(how) < 10]
-            assert [name for name in without_source(cell.source, sources) if name not in measured] == []
+            measured = cell.metadata.get("measured", {})  # a number as it is written: how it was measured, or who reports it
+            assert not [number for number, how in measured.items() if number not in cell.source or len(how) < 10]
+            assert [number for number in without_source(cell.source, sources) if number not in measured] == []
 
 
 def test_pages_have_alternative_texts_both_themes_and_room_for_narrow_screens(tmp_path, project):

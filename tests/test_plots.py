@@ -51,7 +51,7 @@ DRAWN = {
     "training_curves": lambda: plots.training_curves(HISTORY),
     "feature_maps": lambda: plots.feature_maps({"stem": RAW}, IMAGES[0]),
     "schedule": lambda: plots.schedule(HISTORY.assign(learning_rate=[0.1, 0.0])),
-    "one_number": lambda: plots.one_number(0.925, {"cat": 0.1, "dog": 0.05}),
+    "one_number": lambda: plots.one_number(0.925, pd.Series({"cat": 0.1, "dog": 0.05})),
     "reliability": lambda: plots.reliability(
         pd.DataFrame([[0.5, 0.6, 0.4, 0.7]], columns=["confidence", "accuracy", "from", "to"])
     ),
@@ -207,7 +207,7 @@ def test_schedule_draws_the_rate_above_the_loss_on_the_same_epochs():
 
 
 def test_one_number_stands_beside_a_bar_for_each_class_and_a_line_at_its_own_misses():
-    number, bars = plots.one_number(0.925, {"cat": 0.1, "dog": 0.05}).axes
+    number, bars = plots.one_number(0.925, pd.Series({"cat": 0.1, "dog": 0.05})).axes
     assert number.texts[0].get_text() == "92.50%"
     assert [bar.get_width() for bar in bars.patches] == [0.1, 0.05]
     assert [label.get_text() for label in bars.get_yticklabels()] == ["cat", "dog"] and bars.yaxis_inverted()
