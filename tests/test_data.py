@@ -122,7 +122,7 @@ def fail(*args, **kwargs):
 
 def test_second_load_decodes_nothing(folder, monkeypatch):
     first = load_dataset(folder)
-    monkeypatch.setattr(data, "_decode", fail)
+    monkeypatch.setattr(data, "read", fail)
     second = load_dataset(folder)
     assert all(np.array_equal(a.images, b.images) for a, b in zip(first[:2], second[:2]))
     assert levels(second.test) == [100, 101, 102, 103]
@@ -148,13 +148,14 @@ def test_damaged_cache_is_ignored_and_replaced(folder, damage, monkeypatch):
     (cache,) = folder.parent.glob("*.npz")
     cache.write_bytes(damage(cache.read_bytes()))
     assert levels(load_dataset(folder).test) == [100, 101, 102, 103]
-    monkeypatch.setattr(data, "_decode", fail)
+    monkeypatch.setattr(data, "read", fail)
     assert levels(load_dataset(folder).test) == [100, 101, 102, 103]
 
 
 def test_cache_that_cannot_be_written_leaves_nothing_behind(folder):
     (folder.parent / "pets.cache.npz").mkdir()
-    assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
+    with pytest.warns(UserWarning, match="decoded again: .*pets.cache.npz cannot be written"):
+        assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
     assert sorted(p.name for p in folder.parent.iterdir()) == ["pets", "pets.cache.npz"]
 
 
@@ -163,7 +164,8 @@ def test_read_only_parent_goes_without_a_cache(folder):
     try:
         if os.access(folder.parent, os.W_OK):
             pytest.skip("this user or system may write to read-only folders")
-        assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
+        with pytest.warns(UserWarning, match="decoded again: .*pets.cache.npz cannot be written"):
+            assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
         assert list(folder.parent.iterdir()) == [folder]
     finally:
         folder.parent.chmod(0o700)
@@ -267,7 +269,7 @@ def send_another_file(mirror, archive):
     "prepare, reason",
     [
         (send_another_file, "MD5"),
-        (break_off, "of [0-9,]+ bytes"),
+        (break_off, "bytes that arrived are not"),
         (break_off_within_a_chunk, "IncompleteRead|connection closed"),
         (stall, "timed out"),
         (lambda mirror, archive: None, "404"),
