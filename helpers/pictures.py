@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -54,5 +55,6 @@ def to_size(image: Image.Image) -> np.ndarray:
 
 def one_line(text, encoding: str = "utf-8") -> str:
     """An error, path or other text as one line that can be printed, its middle left out where it is long."""
-    text = " ".join((str(text) or repr(text)).encode(encoding, "backslashreplace").decode(encoding).split())
+    text = (str(text) or repr(text)).encode(encoding, "backslashreplace").decode(encoding)
+    text = re.sub(r"[\s\0-\x1f\x7f]+", " ", text).strip()  # neither new lines nor what steers a terminal
     return text if len(text) <= 300 else f"{text[:150]} ... {text[-145:]}"
