@@ -13,10 +13,13 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
@@ -115,6 +118,104 @@ def test_malformed_folder_is_one_line_that_names_the_offender(folder, spoil, err
     assert offender in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
+def add(path, content=b""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", [".", "train", "test", "train/cat", "test/dog"])
+@pytest.mark.parametrize("name", [".git", ".ipynb_checkpoints", "__MACOSX"])
+def test_hidden_folders_are_neither_classes_nor_images(folder, place, name):
+    shutil.copytree(folder / "test" / "cat", folder / place / name / "cat")
+    add(folder / place / "._0.png", b"what macOS keeps about a file, no image")
+    pair = load_dataset(folder)
+    assert (levels(pair.train), levels(pair.test), pair.classes) == ([0, 1, 2, 3], [100, 101, 102, 103], ("cat", "dog"))
+
+
+def link(path, target):
+    try:
+        path.symlink_to(target)
+    except OSError:
+        pytest.skip("this user or system may not make links")
+
+
+@pytest.mark.parametrize(
+    "path, target",
+    [
+        ("train/cat/9.png", "gone.png"),
+        ("train/owl", "gone"),
+        ("test/dog/more", "gone"),
+        ("train/cat/9.png", "9.png"),
+        ("train/loop", "loop"),
+        ("train/dog/up", ".."),
+        ("train/dog/up", "../.."),
+        ("train/dog/self", "."),
+        ("train/dog/cat", "../cat"),
+        ("train/kitten", "cat"),
+    ],
+)
+def test_link_that_loses_or_multiplies_images_is_named(folder, path, target):
+    link(folder / path, target)
+    with pytest.raises(ValueError, match="is a link to a folder that is read anyway|is a link that leads nowhere") as caught:
+        load_dataset(folder)
+    assert len(str(caught.value).splitlines()) == 1
+    assert any(name in str(caught.value) for name in (path, "train/cat")) and "remove it" in str(caught.value)
+
+
+def test_links_to_images_and_folders_elsewhere_are_read(folder, tmp_path):
+    for n, part in enumerate(("train", "test")):
+        save(tmp_path / f"owls {part}" / "deep" / "7.png", grey(7 + n))
+        link(folder / part / "owl", tmp_path / f"owls {part}")
+    link(folder / "train" / "cat" / "9.png", tmp_path / "owls test" / "deep" / "7.png")
+    pair = load_dataset(folder)
+    assert (levels(pair.train), pair.train.labels.tolist()) == ([0, 1, 2, 3, 7, 8], [1, 0, 1, 0, 2, 0])
+    assert (levels(pair.test), pair.classes) == ([100, 101, 102, 103, 8], ("cat", "dog", "owl"))
+
+
+def test_names_that_are_no_text_are_read_as_files_and_named_as_classes(folder):
+    try:
+        path = os.fsdecode(bytes(folder / "train" / "cat") + b"/9\xe9.png")
+        save(Path(path), grey(9))
+    except OSError:
+        pytest.skip("this system's names are all text")
+    assert levels(load_dataset(folder).train) == [0, 1, 2, 3, 9]
+    Path(path).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"train/cat/9\\udce9.png \(it is not an image"):
+        load_dataset(folder)
+    for part in ("train", "test"):
+        shutil.copytree(folder / "test" / "cat", os.fsdecode(bytes(folder / part) + b"/\xe9"))
+    with pytest.raises(ValueError, match=r"class \\udce9 is not UTF-8: rename"):
+        load_dataset(folder)
+
+
+@pytest.mark.parametrize("file", ["9.heic", "9.AVIF", "9.tif"])
+def test_pictures_that_cannot_be_read_are_named_and_not_passed_over(folder, file):
+    content = io.BytesIO()
+    Image.fromarray(np.full((32, 32), 0.5, np.float32)).save(content, "TIFF")
+    add(folder / "train" / "dog" / file, content.getvalue() if file == "9.tif" else b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(ValueError, match=f"dog.{file} .*(HEIC|floats).*: save it as JPEG or PNG"):
+        load_dataset(folder)
+
+
+def test_folder_that_may_not_be_looked_into_is_named(folder, monkeypatch):
+    scandir = os.scandir  # permissions do not stop every user, so the system's answer is given here
+
+    def forbid(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbid)
+    with pytest.raises(PermissionError, match="cannot look into .*train.cat .Permission denied"):
+        load_dataset(folder)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/pets", "no/" + 5000 * "a", "no/a\0b"])
+def test_impossible_path_is_a_missing_folder(name):
+    with pytest.raises(FileNotFoundError, match="no folder (~nobody|no/a).*train/<class>/"):
+        load_dataset(name)
+
+
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="'cifar'.*'auto', 'cifar10', 'shapes10'.*folder"):
         load_dataset("cifar")
@@ -130,6 +231,15 @@ def test_second_load_decodes_nothing(folder, monkeypatch):
     second = load_dataset(folder)
     assert all(np.array_equal(a.images, b.images) for a, b in zip(first[:2], second[:2]))
     assert levels(second.test) == [100, 101, 102, 103]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no time of a file's last change that nobody can set")
+def test_file_changed_behind_its_size_and_time_invalidates_the_cache(folder):
+    path = folder / "train" / "cat" / "9.bmp"
+    for level in (9, 10):  # as unpacked from two archives whose files all have one date
+        save(path, grey(level))
+        os.utime(path, (10**9, 10**9))
+        assert levels(load_dataset(folder).train) == [0, 1, 2, 3, level]
 
 
 def test_changed_and_added_files_invalidate_the_cache(folder):
@@ -687,6 +797,43 @@ def test_loader_keeps_the_order_or_shuffles_every_epoch_anew():
     first, second = (torch.cat([labels for _, labels in loader]).tolist() for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(20)) and first != second
     assert all(torch.equal(images[:, 0, 0, 0], labels) for images, labels in loader)
+
+
+bounded = settings(max_examples=50, derandomize=True, database=None, deadline=None)
+
+
+def numbered(count):
+    """So many images; pixel (row, column) of image n is n + row + 7 x column + 50 x channel, and its label n."""
+    row, column, channel = np.ogrid[:32, :32, :3]
+    images = np.stack([(n + row + 7 * column + 50 * channel) % 256 for n in range(count)]).astype(np.uint8)
+    return Dataset(images, np.arange(count), CLASSES, masks=images[..., 0] > 99)
+
+
+@given(st.integers(1, 60), st.integers(1, 70), st.one_of(st.none(), st.integers(0, 2**63)))
+@bounded
+def test_loader_serves_every_image_once_with_its_label(count, batch_size, seed):
+    dataset = numbered(count)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    batches = list(make_loader(dataset, batch_size, generator))
+    assert [len(labels) for _, labels in batches] == [min(batch_size, count - n) for n in range(0, count, batch_size)]
+    images, labels = (torch.cat(parts).numpy() for parts in zip(*batches))
+    assert sorted(labels) == list(range(count)) and (seed is not None or labels.tolist() == list(range(count)))
+    assert images.dtype == np.uint8 and np.array_equal(images.transpose(0, 2, 3, 1), dataset.images[labels])
+
+
+@given(st.integers(2, 60), st.data())
+@bounded
+def test_split_and_subset_keep_images_labels_and_masks_together(count, draw):
+    dataset, size = numbered(count), draw.draw(st.integers(1, count - 1))
+    rest, chosen = split_off(dataset, size, seed=draw.draw(st.integers(0, 2**32)))
+    order = draw.draw(st.lists(st.integers(-count, count - 1), max_size=20))
+    assert (len(rest), len(chosen)) == (count - size, size)
+    assert sorted([*rest.labels, *chosen.labels]) == list(range(count))
+    for part in (rest, chosen, dataset.subset(order), dataset.subset(np.array(order, int))):
+        assert np.array_equal(part.images, dataset.images[part.labels])
+        assert np.array_equal(part.masks, dataset.masks[part.labels])
+    assert dataset.subset(order).labels.tolist() == [n % count for n in order]
+    assert np.array_equal(dataset.images, numbered(count).images)
 
 
 def crops(seed, num_workers, augmentation_seed=None):
