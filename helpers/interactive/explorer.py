@@ -64,7 +64,9 @@ def alive(kind: str, data: dict, still: Figure, alt: str) -> HTML:
     """
     folder = Path(__file__).parent
     script, style, markup = ((folder / name).read_text("utf-8") for name in ("explorer.js", "explorer.css", f"{kind}.html"))
-    palettes = [_base64(matplotlib.colormaps[name](range(256), bytes=True)[:, :3].tobytes()) for name in (plots.HEAT, plots.SIGNED)]
+    palettes = [
+        _base64(matplotlib.colormaps[name](range(256), bytes=True)[:, :3].tobytes()) for name in (plots.HEAT, plots.SIGNED)
+    ]
     data = data | {"kind": kind, "style": style, "markup": markup, "palettes": palettes}
     figure = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{_base64(as_png(still))}" style="max-width: 100%">'
     content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # or a class called </script> would end it
@@ -78,7 +80,11 @@ def quantised(maps: torch.Tensor) -> dict:
     """Maps (N, ..., h, h) in 8 bits: a scale for each image, by which its whole numbers from -127 to 127 are multiplied."""
     scales = maps.flatten(1).abs().amax(1).clamp_min(1e-12) / 127
     whole = (maps / scales.view(-1, *[1] * (maps.ndim - 1))).round().to(torch.int8)
-    return {"side": maps.shape[-1], "scales": [float(f"{s:.6g}") for s in scales], "cells": _base64(zlib.compress(whole.numpy(), 9))}
+    return {
+        "side": maps.shape[-1],
+        "scales": [float(f"{s:.6g}") for s in scales],
+        "cells": _base64(zlib.compress(whole.numpy(), 9)),
+    }
 
 
 def choose(predictions: Predictions, count: int) -> np.ndarray:

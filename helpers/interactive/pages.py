@@ -1,6 +1,6 @@
 """Write the series as pages to look at: run the five notebooks, then make of the README the page that opens them.
 
-    python -m helpers.interactive.pages
+python -m helpers.interactive.pages
 """
 
 import os

@@ -54,4 +54,6 @@ def play(model, dataset: Dataset, predictions: Predictions, rounds: int = 20, se
     maps = GradCAM(model).evidence(dataset.tensor(indices), predictions.predicted[indices]).cpu()
     answers = ["right" if is_right else "wrong" for is_right in predictions.correct[indices]]
     still = plots.heatmaps(as_heatmaps(maps, dataset.images.shape[1:3]), answers)
-    return alive("game", quantised(maps) | {"answers": answers}, still, "Heatmaps without their images, each labelled right or wrong")
+    return alive(
+        "game", quantised(maps) | {"answers": answers}, still, "Heatmaps without their images, each labelled right or wrong"
+    )
