@@ -14,11 +14,20 @@ from helpers.data import Dataset
 
 @dataclass(frozen=True)
 class Predictions:
-    """A network's answers to N labelled images. logits: (N, num_classes) float32; labels: (N,) int64."""
+    """A network's answers to N labelled images. logits: (N, num_classes) float32; labels: (N,) int64.
+
+    Raises ValueError for logits that are not finite, or not one for each class.
+    """
 
     logits: np.ndarray
     labels: np.ndarray
     classes: tuple
+
+    def __post_init__(self):
+        if self.logits.shape != (wanted := (len(self.labels), len(self.classes))):
+            raise ValueError(f"{wanted} images and classes, but logits {self.logits.shape}: take a network trained on them")
+        if not np.isfinite(self.logits).all():
+            raise ValueError("the network puts out logits that are not finite: load other weights, or train with a lower peak_lr")
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -49,7 +58,10 @@ def predict(model, dataset: Dataset, batch_size: int = 250, flip: bool = False) 
     """Run a model over a data set in eval mode, on the model's device; its mode is restored afterwards.
 
     flip: average the logits over each image and its mirror image (test-time augmentation, two forward passes).
+    Raises ValueError for a data set without images, or of other than uint8 images, or of another number of classes.
     """
+    if len(dataset) == 0:
+        raise ValueError("there are no images to predict: take a data set of one or more")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

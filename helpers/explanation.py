@@ -157,9 +157,12 @@ def randomisation(model, images: torch.Tensor, classes, parts=("fc", "layer4", "
 
 
 def diagnose(evidence: torch.Tensor) -> list[str]:
-    """Say of each raw map (N, h, w) how much of it speaks for the class, and why it is blank if it is."""
+    """Say of each raw map (N, h, w) how much of it speaks for the class, and why it is blank if it is, or that it is no map."""
     sentences = []
-    for cells in _cells(evidence):
+    for cells in evidence.detach().float().cpu().flatten(1).numpy():
+        if not np.isfinite(cells).all():
+            sentences.append("no map: a cell is NaN or infinite, as the network's weights or the image must be")
+            continue
         positive = (cells > 0).mean()
         verdict = "blank: no cell speaks for the class" if positive == 0 else f"{positive:.0%} of the cells speak for the class"
         if not cells.any():
@@ -332,4 +335,7 @@ def mean_intervals(values: dict) -> pd.DataFrame:
 
 
 def _cells(maps: torch.Tensor) -> np.ndarray:
-    return maps.detach().float().cpu().flatten(1).numpy()
+    cells = maps.detach().float().cpu().flatten(1).numpy()
+    if np.isnan(cells).any():
+        raise ValueError("a map holds NaN, which would be ranked and summed like a number: see `diagnose`")
+    return cells

@@ -1,6 +1,7 @@
 """Draw: arrays in, a matplotlib Figure out. Figures stand apart from pyplot: a notebook shows one only where it ends a cell."""
 
 import io
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from helpers.data import project_root
+from helpers.data import project_root, write_file
 
 HEAT = "viridis"  # heatmaps: even steps of brightness, safe for the colour-blind
 SIGNED = "RdBu_r"  # signed maps: red for, blue against, white at zero
@@ -22,9 +23,12 @@ HEAT_LABEL, SIGNED_LABEL = "share of the\nmap's maximum", "evidence\n(logit unit
 
 
 def save(figure: Figure, name: str, dataset_name: str) -> Figure:
-    """Write a figure to `images/` in the project's root, if it was drawn from CIFAR-10, and return it."""
+    """Write a figure to `images/` in the project's root, if it was drawn from CIFAR-10, and return it.
+
+    Where that cannot be written to, a warning says so.
+    """
     if dataset_name == "cifar10":
-        figure.savefig(_destination(name), dpi=110)
+        _write(name, lambda file: figure.savefig(file, dpi=110, format=name.split(".")[-1]))
     return figure
 
 
@@ -36,14 +40,16 @@ def save_animation(figures: list, name: str, dataset_name: str, seconds: float =
             png = io.BytesIO()
             figure.savefig(png, dpi=80)
             frames.append(Image.open(png).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE))
-        frames[0].save(_destination(name), save_all=True, append_images=frames[1:], duration=1000 * seconds, loop=0)
+        options = {"save_all": True, "append_images": frames[1:], "duration": 1000 * seconds, "loop": 0}
+        _write(name, lambda file: frames[0].save(file, "GIF", **options))
     return figures[-1]
 
 
-def _destination(name):
-    folder = project_root() / "images"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / name
+def _write(name, write):
+    try:
+        write_file(project_root() / "images" / name, write)
+    except OSError as error:
+        warnings.warn(str(error), stacklevel=3)
 
 
 def image_grid(images, titles=None, columns: int = 8, row_labels=None, scale: float = 1.2) -> Figure:

@@ -4,6 +4,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from helpers.augmentation import FILL, augmentation_steps, compose, variants
 
@@ -123,3 +125,20 @@ def test_update_check_is_off_before_albumentations_is_imported(project, tmp_path
     environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"} | {"PYTHONPATH": path}
     command = [sys.executable, "-B", "-c", "import helpers.augmentation"]
     assert subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path).stdout.split() == ["1"]
+
+
+STRENGTHS = {"padding": st.integers(0, 8), "hole": st.integers(0, 16), "degrees": st.floats(0, 45), "flip": st.booleans()}
+
+
+@given(st.fixed_dictionaries(STRENGTHS), st.integers(0, 2**32 - 1))
+@settings(max_examples=50, derandomize=True, database=None, deadline=None)
+def test_any_strengths_keep_shape_kind_and_the_image_given(strengths, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    before = image.copy()
+    first, again = (compose(augmentation_steps(**strengths), seed)(image=image)["image"] for _ in range(2))
+    assert first.shape == (32, 32, 3) and first.dtype == np.uint8 and np.array_equal(first, again)
+    assert np.array_equal(image, before)
+    without = compose(augmentation_steps(**{name: 0 for name in strengths}), seed)(image=image)["image"]
+    assert np.array_equal(without, before)
+    mirrored = compose(augmentation_steps(padding=0, hole=0, degrees=0), seed)(image=image)["image"]
+    assert np.array_equal(mirrored, before) or np.array_equal(mirrored, before[:, ::-1])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +63,26 @@ def test_flip_averages_the_logits_of_both_views(model, data):
     expected = (model(data.tensor()) + model(mirrored)) / 2
     np.testing.assert_allclose(predict(model, data, 3, flip=True).logits, expected.detach().numpy(), rtol=1e-4, atol=1e-6)
     assert not np.allclose(predict(model, data, 3).logits, expected.detach().numpy(), atol=1e-4)
+
+
+WRONG_DATA = {
+    "floats": (lambda data: replace(data, images=(data.images / 255).astype(np.float32)), "uint8.*float"),
+    "one channel": (lambda data: replace(data, images=data.images[..., :1]), r"\(N, 3, H, W\).*\(7, 1, 32, 32\)"),
+    "no images": (lambda data: data.subset(slice(0)), "no images"),
+    "four classes": (lambda data: replace(data, classes=tuple("abcd")), r"\(7, 4\) images and classes.* \(7, 10\)"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_DATA.values(), ids=WRONG_DATA)
+def test_wrong_data_are_refused_with_what_was_expected_and_given(model, data, change, message):
+    with pytest.raises(ValueError, match=message):
+        predict(model, change(data))
+
+
+def test_network_that_diverged_predicts_nothing(model, data):
+    model.fc.bias.data[3] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        predict(model, data)
 
 
 def test_right_predictions_as_undecided_as_the_mistakes_by_hand():

@@ -5,6 +5,9 @@ import pandas as pd
 import pytest
 import torch
 from captum.attr import LayerGradCam
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -26,6 +29,7 @@ from helpers.model import resnet18
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 ALL = torch.arange(10).expand(2, 10)
+PROPERTIES = settings(derandomize=True, max_examples=50, deadline=None, database=None)
 
 
 @pytest.fixture
@@ -469,3 +473,47 @@ def test_pairs_of_maps_take_the_classes_that_they_name(model):
     by_hand = maps([0], [labels[0]]) - sum(p[c] * maps([0], [c]) for c in range(10))
     torch.testing.assert_close(pairs["log-softmax, mistakes"][1][:1], by_hand, atol=1e-6, rtol=1e-4)
     assert set(pairs) == {*expected, "log-softmax, mistakes", "log-softmax, right", "one class, two trainings"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_map_of_nan_is_called_that_and_not_measured(value):
+    maps = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    maps[1, 2, 2] = value
+    first, second = explanation.diagnose(maps)
+    assert first.startswith("100% of the cells") and second.startswith("no map: a cell is NaN or infinite")
+    maps[1, 2, 2] = float("nan")
+    for measure in (rank_correlation, top_overlap):
+        with pytest.raises(ValueError, match="holds NaN"):
+            measure(maps, maps)
+
+
+MAPS = st.integers(2, 5).flatmap(
+    lambda side: arrays(
+        np.float32, st.tuples(st.integers(1, 5), st.just(side), st.just(side)), elements=st.floats(-9, 9, width=16)
+    )
+)
+
+
+@PROPERTIES
+@given(MAPS, st.randoms(use_true_random=False))
+def test_rank_correlation_lies_in_its_bounds_is_symmetric_and_follows_the_batch(maps, random):
+    first, second = torch.from_numpy(maps), torch.from_numpy(maps).flip(0, 1)
+    found, order = rank_correlation(first, second), random.sample(range(len(maps)), len(maps))
+    constant = (first == first[:, :1, :1]).all((1, 2)) | (second == second[:, :1, :1]).all((1, 2))
+    assert np.array_equal(np.isnan(found), constant.numpy())
+    assert (np.abs(found[~np.isnan(found)]) <= 1 + 1e-12).all()
+    np.testing.assert_allclose(rank_correlation(second, first), found, atol=1e-12)
+    np.testing.assert_allclose(rank_correlation(first[order], second[order]), found[order], atol=1e-12)
+    np.testing.assert_allclose(rank_correlation(first.double() * 2 + 1, second), found, atol=1e-12)
+
+
+@PROPERTIES
+@given(MAPS, st.integers(1, 4), st.randoms(use_true_random=False))
+def test_top_overlap_lies_in_its_bounds_is_symmetric_and_follows_the_batch(maps, count, random):
+    first, second = torch.from_numpy(maps), torch.from_numpy(maps).flip(0, 1)
+    found, order = top_overlap(first, second, count), random.sample(range(len(maps)), len(maps))
+    shared = found * 2 * count / (1 + found)  # cells: a whole number
+    assert ((0 <= found) & (found <= 1)).all() and np.allclose(shared, shared.round())
+    assert np.array_equal(top_overlap(second, first, count), found)
+    assert np.array_equal(top_overlap(first[order], second[order], count), found[order])
+    assert (top_overlap(first, first, count) == 1).all()

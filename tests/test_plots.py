@@ -1,3 +1,5 @@
+import subprocess
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -322,3 +324,24 @@ def test_intervals_take_tables_without_marks():
 def test_a_folded_table_shows_its_numbers_behind_its_summary():
     page = plots.folded(CONTRAST, "All").data
     assert page.startswith("<details><summary>All</summary>") and "0.250" in page and page.endswith("</details>")
+
+
+@pytest.mark.parametrize("root", ["a file", "read only"])
+def test_root_that_cannot_be_written_to_gets_a_warning_and_the_figure(tmp_path, monkeypatch, root):
+    folder = tmp_path / "root"
+    if root == "a file":
+        folder.write_text("in the way")
+    else:
+        folder.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder)], capture_output=True).returncode:
+            pytest.skip("only root can mount a disk")
+    monkeypatch.setenv("WALKTHROUGH_ROOT", str(folder))
+    figure = plots.lines([0, 1], {"a": [0, 1]}, "x", "y")
+    try:
+        with pytest.warns(UserWarning, match=r"cannot write .*a\.png \(.+\): make room"):
+            assert plots.save(figure, "a.png", "cifar10") is figure
+        with pytest.warns(UserWarning, match=r"cannot write .*a\.gif"):
+            assert plots.save_animation([figure, figure], "a.gif", "cifar10") is figure
+    finally:
+        if root == "read only":
+            subprocess.run(["umount", str(folder)], check=True)
