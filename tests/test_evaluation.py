@@ -89,7 +89,8 @@ def test_right_predictions_as_undecided_as_the_mistakes_by_hand():
     margins = np.array([1.0, 5.0, 0.9, 1.2, 4.0, 9.0, 5.6, 0.95])
     logits = np.stack([margins + 3, np.full(8, 3.0), np.zeros(8)], axis=1)
     labels = np.array([1, 2, 0, 0, 0, 0, 0, 1])  # mistakes: the first, the second and the last
-    assert as_undecided(Predictions(logits, labels, ("a", "b", "c"))).tolist() == [2, 6]
+    # Margins 1.0, 5.0 and 0.95: the right predictions with 0.9 and 1.2, and 5.6; with 0.9 for both, their mean would be lower.
+    assert as_undecided(Predictions(logits, labels, ("a", "b", "c"))).tolist() == [2, 3, 6]
 
 
 def test_one_right_prediction_of_each_class_by_hand():
