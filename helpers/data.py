@@ -1,6 +1,8 @@
 """Load CIFAR-10, a folder of images or the generated Shapes-10 as arrays, and serve them in batches."""
 
+import errno
 import hashlib
+import io
 import multiprocessing.pool
 import os
 import shutil
@@ -79,6 +81,14 @@ class Dataset(torch.utils.data.Dataset):
         masks = None if self.masks is None else self.masks[indices]
         return replace(self, images=self.images[indices], labels=self.labels[indices], masks=masks)
 
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that any other image, label, class name or order would change (masks would not)."""
+        digest = hashlib.blake2b(repr((self.images.shape, tuple(self.classes))).encode(), digest_size=8)
+        for array in (self.images, self.labels):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
     def tensor(self, indices=slice(None)) -> torch.Tensor:
         """Images as floats in [0, 1], (n, 3, 32, 32): what the network takes."""
         return to_float(torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2))
@@ -143,7 +153,9 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple, tuple]:
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images 0..255 as float32 in [0, 1]."""
+    """uint8 images 0..255 as float32 in [0, 1]. Raises ValueError for another type: its range would have to be guessed."""
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8, 0 to 255, got {images.dtype}: floats in [0, 1] times 255, rounded, are")
     return images.float() / 255
 
 
@@ -152,7 +164,10 @@ def make_loader(dataset: Dataset, batch_size: int, generator: torch.Generator | 
 
     generator: shuffles the images and, with workers, seeds their augmentation (without, `seed_transform` does); None keeps
     the order. The same generator state and worker count give the same batches; every epoch draws anew.
+    Raises ValueError for a data set without images.
     """
+    if len(dataset) == 0:
+        raise ValueError("there are no images in this data set: take one image or more")
     return DataLoader(
         dataset,
         batch_size,
@@ -316,7 +331,8 @@ def _load_folder(folder: Path) -> DatasetPair:
         images = np.stack([to_size(read(path)) for path, _ in tqdm(train + test, desc=f"decoding {folder.name}")])
         _write_cache(cache, images=images, key=key)
     labels, n = np.array([label for _, label in train + test]), len(train)
-    name = "cifar10" if classes == CLASSES else f"folder-{folder.resolve().name}"
+    place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]  # tells two folders of one name apart
+    name = "cifar10" if classes == CLASSES else f"folder-{folder.resolve().name}-{place}"
     halves = (Dataset(images[part], labels[part], classes) for part in (slice(n), slice(n, None)))
     return DatasetPair(*halves, name)
 
@@ -369,3 +385,25 @@ def _write_cache(path, **arrays):
             os.replace(folder / path.name, path)
     except OSError as error:
         warnings.warn(f"the images will be decoded again: {path} cannot be written ({one_line(error)})", stacklevel=2)
+
+
+def write_file(path, write, keep: bool = False) -> None:
+    """Write a file in one step: what was there stays until the new one is whole, and is all that a failure leaves.
+
+    write: called with a binary file in memory (told of a full disk, `torch.save` would say no more than "unexpected pos").
+    keep: what was there stays as `<path>.previous`.  Raises OSError, in one line, where the disk is full or not to be written to.
+    """
+    write(content := io.BytesIO())
+    path, temporary = Path(path), Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.getbuffer())
+        if keep and path.exists():
+            os.replace(path, f"{path}.previous")
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        raise OSError(f"cannot write {path} ({reason}): make room, or write elsewhere") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()

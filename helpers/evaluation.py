@@ -14,11 +14,20 @@ from helpers.data import Dataset
 
 @dataclass(frozen=True)
 class Predictions:
-    """A network's answers to N labelled images. logits: (N, num_classes) float32; labels: (N,) int64."""
+    """A network's answers to N labelled images. logits: (N, num_classes) float32; labels: (N,) int64.
+
+    Raises ValueError for logits that are not finite, or not one for each class.
+    """
 
     logits: np.ndarray
     labels: np.ndarray
     classes: tuple
+
+    def __post_init__(self):
+        if self.logits.shape != (wanted := (len(self.labels), len(self.classes))):
+            raise ValueError(f"{wanted} images and classes, but logits {self.logits.shape}: take a network trained on them")
+        if not np.isfinite(self.logits).all():
+            raise ValueError("the network puts out logits that are not finite: load other weights, or train with a lower peak_lr")
 
     @cached_property
     def probabilities(self) -> np.ndarray:
@@ -49,7 +58,10 @@ def predict(model, dataset: Dataset, batch_size: int = 250, flip: bool = False) 
     """Run a model over a data set in eval mode, on the model's device; its mode is restored afterwards.
 
     flip: average the logits over each image and its mirror image (test-time augmentation, two forward passes).
+    Raises ValueError for a data set without images, or of other than uint8 images, or of another number of classes.
     """
+    if len(dataset) == 0:
+        raise ValueError("there are no images to predict: take a data set of one or more")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -73,6 +85,18 @@ def as_undecided(predictions: Predictions) -> np.ndarray:
     return np.unique(right[gaps.argmin(1)])
 
 
+def right_of_each_class(predictions: Predictions) -> np.ndarray:
+    """One right prediction of each class that has any, from little confidence to much: indices, the least confident first."""
+    chosen = []
+    right = np.flatnonzero(predictions.correct)
+    right = right[np.argsort(predictions.confidence[right])]
+    for number in range(len(predictions.classes)):
+        members = right[predictions.labels[right] == number]
+        if len(members):
+            chosen.append(members[len(members) * number // len(predictions.classes)])
+    return np.array(sorted(chosen, key=predictions.confidence.__getitem__))
+
+
 def accuracy_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson 1927); z = 1.96 gives 95 %."""
     p, n = correct / total, total
@@ -86,6 +110,34 @@ def per_class(predictions: Predictions) -> pd.DataFrame:
     numbers = range(len(predictions.classes))
     scores = metrics.precision_recall_fscore_support(predictions.labels, predictions.predicted, labels=numbers, zero_division=0)
     return pd.DataFrame(dict(zip(("precision", "recall", "f1", "images"), scores)), index=list(predictions.classes))
+
+
+def recall_intervals(predictions: Predictions) -> pd.DataFrame:
+    """Recall over all images and of every class, with its 95 % Wilson interval: columns mean, from and to."""
+    rows = {"all classes": (predictions.accuracy, *accuracy_interval(int(predictions.correct.sum()), len(predictions.labels)))}
+    for name, right, total in zip(predictions.classes, np.diag(confusion(predictions)), confusion(predictions).sum(1)):
+        rows[name] = (right / total, *accuracy_interval(right, total))
+    return pd.DataFrame.from_dict(rows, "index", columns=["mean", "from", "to"])
+
+
+def calibration(predictions: Predictions, bins: int = 10) -> pd.DataFrame:
+    """Images in groups of like confidence (bins of equal width from 0 to 1, empty ones left out), least sure first.
+
+    Columns: confidence (mean), accuracy, from and to (its 95 % Wilson interval), images.
+    """
+    group = np.minimum((predictions.confidence * bins).astype(int), bins - 1)
+    rows = []
+    for number in np.unique(group):
+        confidence, correct = predictions.confidence[group == number], predictions.correct[group == number]
+        interval = accuracy_interval(int(correct.sum()), len(correct))
+        rows.append((confidence.mean(), correct.mean(), *interval, len(correct)))
+    return pd.DataFrame(rows, columns=["confidence", "accuracy", "from", "to", "images"])
+
+
+def calibration_error(predictions: Predictions, bins: int = 10) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): a group's |accuracy - confidence|, averaged over images."""
+    table = calibration(predictions, bins)
+    return float(np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["images"]))
 
 
 def confusion(predictions: Predictions) -> np.ndarray:

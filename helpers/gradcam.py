@@ -75,12 +75,12 @@ def as_heatmaps(maps: torch.Tensor, size) -> torch.Tensor:
     """Raw maps (N, h, w) or (N, K, h, w) as heatmaps in [0, 1] of this size (H, W).
 
     Negative cells are set to 0, the grid is upsampled bilinearly and divided by its maximum; a map without positive evidence is
-    0 everywhere.
+    0 everywhere, and one that holds NaN is NaN.
     """
     grid = maps.relu().reshape(len(maps), -1, *maps.shape[-2:])
     heat = F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
     peak = heat.amax(dim=(-2, -1), keepdim=True)
-    heat = torch.where(peak > 0, heat / peak.clamp_min(torch.finfo(heat.dtype).tiny), torch.zeros_like(heat))
+    heat = torch.where(peak == 0, torch.zeros_like(heat), heat / peak.clamp_min(torch.finfo(heat.dtype).tiny))
     return heat.reshape(*maps.shape[:-2], *size)
 
 
@@ -111,6 +111,9 @@ def _check_images(images):
         raise ValueError(f"images must be a tensor of floats in [0, 1], got {getattr(images, 'dtype', type(images).__name__)}")
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images must have the shape (N, 3, H, W) with N at least 1, got {tuple(images.shape)}")
+    low, high = images.aminmax()
+    if not (low >= -0.01 and high <= 1.01):  # room for what resampling may round; NaN is neither
+        raise ValueError(f"images must lie in [0, 1], got {low:.3g} to {high:.3g}: neither 0 to 255 nor normalised")
 
 
 def _as_classes(classes, logits):

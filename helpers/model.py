@@ -1,17 +1,21 @@
 """The network: a pre-activation ResNet-18 for 32x32 images, its dilated form, and the weights that ship with the project."""
 
 import copy
-import os
+import zipfile
 from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from helpers.data import MEAN, STD, project_root
+from helpers import shapes
+from helpers.data import CLASSES, MEAN, STD, project_root, write_file
 
 WEIGHTS = Path(__file__).parent / "weights"
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+SHIPPED = {"cifar10": CLASSES, "shapes10": shapes.CLASSES}  # classes of the files there, which do not name them
 
 
 class PreActBlock(nn.Module):
@@ -37,6 +41,7 @@ class PreActResNet(nn.Module):
 
     The first step subtracts `mean` and divides by `std` (per channel, buffers), so no one else has to. Global average
     pooling and one linear layer follow `layer4` directly: that is what makes Grad-CAM there an exact account of a logit.
+    Raises ValueError for images of another shape, or of whole numbers.
     """
 
     def __init__(self, num_classes: int = 10, width: int = 64, mean=MEAN, std=STD):
@@ -57,7 +62,9 @@ class PreActResNet(nn.Module):
         return nn.Sequential(PreActBlock(in_channels, channels, stride), PreActBlock(channels, channels, 1))
 
     def forward(self, images):
-        x = self.stem((images - self.mean) / self.std)
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(f"images must be floats (N, 3, H, W) in [0, 1], got {images.dtype} {tuple(images.shape)}")
+        x = self.stem((images.to(self.mean.dtype) - self.mean) / self.std)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean(dim=(2, 3)))
 
@@ -98,6 +105,18 @@ def dilated(model: PreActResNet, stages: tuple = ("layer4",)) -> PreActResNet:
     return fine
 
 
+@torch.inference_mode()
+def activations(model: PreActResNet, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the stem and each stage make of images (N, 3, H, W) in [0, 1]: {"stem": (N, width, H, W), ..., "layer4": ...}.
+
+    As the model is: in training mode batch norm takes the statistics of these images.
+    """
+    x, found = (images - model.mean) / model.std, {}
+    for name in STAGES:
+        x = found[name] = model.get_submodule(name)(x)
+    return found
+
+
 def describe_stages(model: PreActResNet, size: int = 32) -> pd.DataFrame:
     """Output shape and receptive field of the stem and each stage for images of this size in pixels, one row a stage.
 
@@ -107,7 +126,7 @@ def describe_stages(model: PreActResNet, size: int = 32) -> pd.DataFrame:
     rows, field, stride = [], 1, 1
     with torch.device("meta"):
         x, fresh = torch.zeros(1, 3, size, size), resnet18(model.fc.out_features, model.stem.out_channels)
-    for name in ("stem", "layer1", "layer2", "layer3", "layer4"):
+    for name in STAGES:
         stage = fresh.get_submodule(name)
         for part, module in stage.named_modules():
             if isinstance(module, nn.Conv2d) and not part.endswith("shortcut"):
@@ -118,21 +137,45 @@ def describe_stages(model: PreActResNet, size: int = 32) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["stage", "channels", "height", "width", "receptive_field", "stride"])
 
 
-def save_weights(model: PreActResNet, path) -> None:
-    """Write a model's parameters and batch-norm statistics in half precision (mean and std stay float32), atomically."""
+def save_weights(model: PreActResNet, path, classes) -> None:
+    """Write a model's parameters and batch-norm statistics in half precision (mean and std stay float32), and its classes' names.
+
+    In one step: see `write_file`, for its errors too. Raises ValueError where half precision cannot hold a weight.
+    """
     state = {k: v.half() if v.is_floating_point() and k not in ("mean", "std") else v for k, v in model.state_dict().items()}
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    torch.save({k: v.cpu().contiguous() for k, v in state.items()}, temporary)
-    os.replace(temporary, path)
+    if not all_finite(state):
+        raise ValueError(f"weights that are NaN, or beyond half precision, are not written to {path}: train with a lower peak_lr")
+    state = {k: v.cpu().contiguous() for k, v in state.items()} | {"classes": tuple(classes)}
+    write_file(path, lambda file: torch.save(state, file))
 
 
-def load_pretrained(name: str = "cifar10") -> PreActResNet:
+def read_file(path) -> dict:
+    """What `torch.save` wrote to a file, on the CPU; nothing in it is executed. Raises an Exception for a damaged file.
+
+    Its checksums (CRC-32) are compared first, since `torch.load` does not: it would read a flipped bit as another weight.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise ValueError("its checksum differs")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not all_finite(state):
+        raise ValueError("a number in it is NaN or infinite")
+    return state
+
+
+def all_finite(state) -> bool:
+    """Whether each number is finite in all tensors of a dictionary, nested or not."""
+    return all(bool(leaf.isfinite().all()) for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
+
+
+def load_pretrained(name: str = "cifar10", classes: tuple | None = None) -> PreActResNet:
     """Load a trained network in eval mode, on the CPU, in float32.
 
     name: "cifar10" or "shapes10" (shipped in `helpers/weights`), the name of an image folder that notebook 02 has
     trained on (`runs/<name>.pt`), or the path of a file that `save_weights` wrote, from here or from the project's folder.
-    Raises FileNotFoundError when there are no such weights, ValueError when the file does not hold this network.
-    The file is read with `weights_only=True`: nothing in it is executed.
+    classes: those of the data it is to be used on, in order; the network must have been trained on these. None: any will do.
+    Raises FileNotFoundError when there are no such weights, ValueError when the file does not hold this network, is damaged, or
+    knows other classes.  The file is read with `weights_only=True`: nothing in it is executed.
     """
     root = project_root()
     candidates = [WEIGHTS / f"{name}.pt", root / "runs" / f"{name}.pt", Path(name), root / name]
@@ -141,10 +184,14 @@ def load_pretrained(name: str = "cifar10") -> PreActResNet:
         shipped = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.pt")))
         raise FileNotFoundError(f"no weights for {str(name)!r}: shipped are {shipped}; notebook 02 trains and saves others")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_file(path)
+        known = state.pop("classes", SHIPPED.get(path.stem.split("-")[0]) if path.parent == WEIGHTS else None)
         num_classes, features = state["fc.weight"].shape
         model = resnet18(num_classes, width=features // 8)
         model.load_state_dict(state)
     except Exception as error:  # which one depends on where the file is damaged
-        raise ValueError(f"{path} holds no weights of this network ({type(error).__name__}): delete it or train again") from error
+        reason = error if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"{path} holds no weights of this network ({reason}): delete it or train again") from error
+    if classes is not None and known != tuple(classes):
+        raise ValueError(f"{path} knows the classes {known}, the data have {tuple(classes)}: train on them with notebook 02")
     return model.eval().to(memory_format=torch.channels_last)

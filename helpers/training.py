@@ -5,12 +5,13 @@ For runs of hours: `python -m helpers.training --help`.
 
 import argparse
 import copy
+import math
 import os
 import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -18,18 +19,19 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from helpers.augmentation import augmentation_steps, compose
-from helpers.data import SIZE, Dataset, channel_statistics, load_dataset, make_loader, seed_transform, split, to_float
-from helpers.model import resnet18, save_weights
+from helpers.data import SIZE, Dataset, channel_statistics, load_dataset, make_loader, seed_transform, split, to_float, write_file
+from helpers.model import all_finite, read_file, resnet18, save_weights
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run; with the same data, machine and PyTorch it repeats exactly."""
+    """One training run; with the same data, machine and PyTorch it repeats exactly. Raises ValueError for what trains nothing."""
 
     epochs: int = 40  # passes over the training set
     batch_size: int = 128  # images a step
@@ -47,6 +49,11 @@ class TrainConfig:
     ema: float = 0.0  # share that an averaged copy of the weights keeps at each step; 0: no such copy
     mixed_precision: bool = True  # 16-bit arithmetic where the machine is faster with it
     seed: int = 0  # of the order of images and of their augmentation
+
+    def __post_init__(self):
+        got = [self.epochs, self.batch_size, self.peak_lr, self.ema]
+        if not (self.epochs > 0 and self.batch_size > 0 and self.peak_lr > 0 and 0 <= self.ema < 1):
+            raise ValueError(f"epochs, batch_size and peak_lr must be above 0, ema at least 0 and below 1, got {got}")
 
     def image_size(self, epoch: int) -> int:
         """Side of the training images in this epoch (counted from 0), in pixels."""
@@ -100,16 +107,17 @@ def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
 
 
 class Run:
-    """All that changes while a network trains, and so all that a checkpoint holds.
+    """All that changes while a network trains, and so all that a checkpoint holds; and its `origin`, which tells runs apart.
 
     model, optimizer, scheduler, autocast, scaler: as PyTorch has them.  average: the averaged copy of the model, or None.
     history: a row for each finished epoch.  step, seen, sums: batches and images done of the epoch under way, and their
     summed loss and right answers.  There is no random state: `seed_epoch` makes it from the seed and the epoch's number.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int, device: torch.device):
-        self.model = model
-        self.average = None
+    def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int, device: torch.device, data=()):
+        parameters = sum(p.numel() for p in model.parameters())
+        self.model, self.average = model, None
+        self.origin = {"parameters": parameters, "steps": config.epochs * steps_per_epoch, **dict(data)}
         if config.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.optimizer = make_optimizer(model, config)
@@ -128,6 +136,22 @@ class Run:
         """What has a state of its own, by name."""
         parts = {name: getattr(self, name) for name in ("model", "average", "optimizer", "scheduler", "scaler")}
         return {name: part for name, part in parts.items() if part is not None}
+
+    def state(self) -> dict:
+        """The states of its parts and how far it has come."""
+        states = {name: part.state_dict() for name, part in self.parts().items()}
+        return states | {"history": self.history, "step": self.step, "seen": self.seen, "sums": self.sums}
+
+    def means(self) -> list:
+        """Loss and accuracy so far in the epoch under way, per image. Raises FloatingPointError for a loss that is not finite."""
+        loss, accuracy = (self.sums / self.seen).tolist()
+        self.require(math.isfinite(loss))
+        return [loss, accuracy]
+
+    def require(self, finite: bool) -> None:
+        if not finite:
+            rate = f"{self.scheduler.get_last_lr()[0]:.3g}"
+            raise FloatingPointError(f"training diverged at a learning rate of {rate}: start anew with a lower peak_lr")
 
 
 def train_step(run: Run, forward, images, labels, criterion, image_size: int) -> torch.Tensor:
@@ -160,11 +184,11 @@ def train_one_epoch(run: Run, forward, loader, criterion, image_size, device, st
         run.sums += train_step(run, forward, images, labels, criterion, image_size)
         run.step, run.seen = run.step + 1, run.seen + len(labels)
         if run.step % 10 == 0:  # not oftener: reading a number makes a GPU wait
-            loss, accuracy = (run.sums / run.seen).tolist()
+            loss, accuracy = run.means()
             bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}", refresh=False)
         if stop is not None and stop.is_set():
             return None
-    loss, accuracy = (run.sums / run.seen).tolist()
+    loss, accuracy = run.means()
     run.step, run.seen, run.sums = 0, 0, torch.zeros_like(run.sums)
     return {"loss": loss, "accuracy": accuracy}
 
@@ -196,11 +220,14 @@ def fit(
     """Train the model in place and return its history, one row an epoch.
 
     validation: scored after every epoch; None leaves those columns empty.
-    checkpoint: a path; written after every epoch and when interrupted, and resumed from when it exists, to the bit.
+    checkpoint: a path; written after every epoch and when interrupted, and resumed from when it exists, to the bit. One run at a
+    time may use it: another one is refused with a BlockingIOError.
     log: called with the row of each finished epoch.  (The progress bar is tqdm's: TQDM_DISABLE=1 silences it.)
     compile: use torch.compile, if it works here.
     Columns: epoch, image_size, train_loss, train_accuracy, validation_loss, validation_accuracy, learning_rate, seconds.
-    Raises KeyboardInterrupt after the batch in which Ctrl-C, or a notebook's stop button, was pressed.
+    Raises KeyboardInterrupt after the batch in which Ctrl-C, or a notebook's stop button, was pressed, and SystemExit
+    (143 or 129) after the one in which SIGTERM or SIGHUP came; ValueError for no images, or a checkpoint of another run;
+    FloatingPointError when a loss or a weight is NaN or infinite: the checkpoint is then the one before.
     """
     device = device or default_device()
     model.to(device, memory_format=torch.channels_last)
@@ -208,26 +235,29 @@ def fit(
     train = replace(train, transform=compose(steps))
     generator = torch.Generator()
     loader = make_loader(train, config.batch_size, generator, min(8, os.cpu_count() or 1) if device.type == "cuda" else 0)
-    run = Run(model, config, len(loader), device)
-    if checkpoint:
-        load_checkpoint(checkpoint, config, run)
-    forward = compiled(model, device) if compile else model
+    scored_on = None if validation is None else make_loader(validation, 500)
+    digests = [part.digest for part in (train, validation) if part is not None]
+    run = Run(model, config, len(loader), device, {"classes": tuple(train.classes), "images": digests})
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-    with interruptible() as stop:
+    with sole_owner(checkpoint) if checkpoint else nullcontext(), interruptible() as stop:
+        if checkpoint:
+            load_checkpoint(checkpoint, config, run)
+        forward = compiled(model, device) if compile else model
         for epoch in range(len(run.history), config.epochs):
             start = time.perf_counter()
             seed_epoch(generator, train, config.seed, epoch)
             learned = train_one_epoch(run, forward, loader, criterion, config.image_size(epoch), device, stop)
             if learned is not None:
-                scored = NOT_SCORED if validation is None else evaluate(run.scored, make_loader(validation, 500), device)
+                scored = evaluate(run.scored, scored_on, device) if scored_on else NOT_SCORED
                 seconds = time.perf_counter() - start
                 run.history.append(_row(epoch, config, {"train": learned, "validation": scored}, run.scheduler, seconds))
-                if log:
-                    log(run.history[-1])
+            run.require(all_finite(run.state()))
             if checkpoint:
                 save_checkpoint(checkpoint, config, run)
+            if log and learned is not None:
+                log(run.history[-1])
             if stop.is_set():
-                raise KeyboardInterrupt(_how_to_go_on(run, checkpoint))
+                end(stop.number, run, checkpoint)
     if run.average:
         model.load_state_dict(run.scored.state_dict())
     model.eval()
@@ -246,22 +276,59 @@ def seed_epoch(generator: torch.Generator, train: Dataset, seed: int, epoch: int
 
 @contextmanager
 def interruptible():
-    """Turn Ctrl-C, or a notebook's stop button, into an event to look at between two batches; a second one interrupts at once."""
+    """Turn a signal to stop into an event to look at between two batches, its number along; a second Ctrl-C interrupts at once.
+
+    Signals: Ctrl-C or a notebook's stop button, SIGTERM (a cluster's time is up), SIGHUP (the terminal was closed; it may come
+    twice). One that is ignored, as SIGHUP is under nohup, stays so.
+    """
     stop = threading.Event()
 
     def handle(number, frame):
-        if stop.is_set():
+        if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
+        stop.number = number
         stop.set()
 
     if threading.current_thread() is not threading.main_thread():  # only the main one can handle signals
         yield stop
         return
-    before = signal.signal(signal.SIGINT, handle)
+    known = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]  # Windows lacks the last
+    numbers = [number for number in known if number and signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = [signal.signal(number, handle) for number in numbers]
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
+
+
+def end(number: int, run: Run, checkpoint) -> None:
+    """Interrupt for Ctrl-C; for another signal end the process, with the status that a shell gives it."""
+    saved = f"saved in {checkpoint}: run this again to go on from there"
+    saved = saved if checkpoint else "nothing is saved: give a checkpoint to be able to go on"
+    message = f"stopped after {len(run.history)} epochs and {run.step} batches, {saved}"
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt(message)
+    with suppress(OSError):  # the terminal may be gone
+        print(message, file=sys.stderr)
+    sys.exit(128 + number)
+
+
+@contextmanager
+def sole_owner(path):
+    """Keep other runs away from a file. Raises BlockingIOError when one is at it already.
+
+    The operating system takes the lock on `<path>.lock` back however its process ends; the empty file stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{path}.lock", timeout=0):
+            for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a run that was killed while it wrote
+                left.unlink()
+            yield
+    except Timeout:
+        raise BlockingIOError(f"another run is writing {path}: wait for its end, or name another place") from None
 
 
 def compiled(model: nn.Module, device: torch.device):
@@ -276,30 +343,25 @@ def compiled(model: nn.Module, device: torch.device):
 
 
 def save_checkpoint(path, config: TrainConfig, run: Run) -> None:
-    """Write all that `load_checkpoint` needs. The file before it stays as `<path>.previous`; a kill leaves one of them whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {name: part.state_dict() for name, part in run.parts().items()}
-    progress = {"step": run.step, "seen": run.seen, "sums": run.sums}
-    temporary = path.with_name(f"{path.name}.tmp")
-    torch.save({**state, "config": asdict(config), "history": run.history, **progress}, temporary)
-    if path.exists():
-        os.replace(path, _previous(path))
-    os.replace(temporary, path)
+    """Write all that `load_checkpoint` needs. The file before it stays as `<path>.previous`; a kill leaves one of them whole.
+
+    Errors: as `write_file`.
+    """
+    state = run.state() | {"config": asdict(config), "origin": run.origin}
+    write_file(path, lambda file: torch.save(state, file), keep=True)
 
 
 def load_checkpoint(path, config: TrainConfig, run: Run) -> None:
     """Bring a fresh run to where its checkpoint was written; without a checkpoint, leave it as it is.
 
     A damaged or foreign file is named and the previous one used. Raises ValueError when there is no whole one, or when it
-    belongs to a run with another configuration, network or number of images. Nothing in a file is executed.
+    belongs to a run with another configuration, network or data. Nothing in a file is executed.
     """
-    path = Path(path)
-    found = [p for p in (path, _previous(path)) if p.exists()]
+    found = [p for p in (Path(path), Path(f"{path}.previous")) if p.exists()]
     for candidate in found:
         try:
-            state = torch.load(candidate, map_location="cpu", weights_only=True)
-            there = state["config"] | _extent(state["model"], state["scheduler"])
+            state = read_file(candidate)
+            there = state["config"] | state.get("origin", {})
             break
         except Exception:  # which one depends on where the file is damaged
             print(f"{candidate} is not a checkpoint of this project, or is damaged")
@@ -307,7 +369,7 @@ def load_checkpoint(path, config: TrainConfig, run: Run) -> None:
         if found:
             raise ValueError(f"no checkpoint at {path} can be read: delete it to start anew, or name another file")
         return
-    here = asdict(config) | _extent(run.model.state_dict(), run.scheduler.state_dict())
+    here = asdict(config) | run.origin
     changed = [f"{k} {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v]
     if changed:
         raise ValueError(f"{candidate} is from another run ({'; '.join(changed)}): delete it or name another file")
@@ -315,22 +377,6 @@ def load_checkpoint(path, config: TrainConfig, run: Run) -> None:
         part.load_state_dict(state[name])
     run.history, run.step, run.seen = state["history"], state["step"], state["seen"]
     run.sums.copy_(state["sums"])
-
-
-def _previous(path: Path) -> Path:
-    return path.with_name(f"{path.name}.previous")
-
-
-def _how_to_go_on(run, checkpoint):
-    done = f"stopped after {len(run.history)} epochs and {run.step} batches"
-    if checkpoint:
-        return f"{done}, saved in {checkpoint}: run this again to go on from there"
-    return f"{done}; nothing is saved: give a checkpoint to be able to go on"
-
-
-def _extent(model_state, scheduler_state):
-    """What else tells two runs apart: the size of the network, and of the data set."""
-    return {"parameters": sum(v.numel() for v in model_state.values()), "steps": scheduler_state["total_steps"] - 1}
 
 
 def _row(epoch, config, scores, scheduler, seconds):
@@ -358,6 +404,19 @@ def _parse(argv):
     return parser.parse_args(argv)
 
 
+@contextmanager
+def in_one_line():
+    """End a command that is stopped, or cannot do what it was asked to (status 2), with one line that says why."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        sys.exit(f"{stopped}")
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        print(str(error).splitlines()[0], file=sys.stderr)
+        sys.exit(2)
+
+
+@in_one_line()
 def main(argv=None) -> None:
     """Train from the command line; started again with the same options, it goes on from its last checkpoint."""
     args = _parse(argv)
@@ -368,13 +427,10 @@ def main(argv=None) -> None:
     torch.manual_seed(config.seed)
     model = resnet18(len(data.classes), args.width, *channel_statistics(train.images))
     log = lambda row: print(", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)  # noqa: E731
-    try:
-        checkpoint = args.output / "checkpoint.pt"
-        history = fit(model, train, validation, config, checkpoint=checkpoint, log=log, compile=args.compile)
-    except KeyboardInterrupt as stopped:
-        sys.exit(f"{stopped}")
-    history.to_csv(args.output / "history.csv", index=False)
-    save_weights(model, args.output / "weights.pt")
+    checkpoint = args.output / "checkpoint.pt"
+    history = fit(model, train, validation, config, checkpoint=checkpoint, log=log, compile=args.compile)
+    write_file(args.output / "history.csv", lambda file: history.to_csv(file, index=False))
+    save_weights(model, args.output / "weights.pt", data.classes)
     print(f"weights and history are in {args.output}")
 
 

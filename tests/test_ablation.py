@@ -43,13 +43,14 @@ def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_pa
     assert not torch.equal(twins[0].fc.weight, twins[1].fc.weight)
 
 
-def test_rows_of_another_recipe_are_not_gone_on_with(tmp_path):
+def test_rows_of_another_recipe_are_not_gone_on_with(tmp_path, capsys):
     path = tmp_path / "ablation.csv"
     pd.DataFrame([("the recipe", 0, 15, 16, 0.5)], columns=["variant", "seed", "epochs", "width", "validation_accuracy"]).to_csv(
         path
     )
-    with pytest.raises(SystemExit, match="other epochs or width: delete it"):
+    with pytest.raises(SystemExit, match="2"):
         ablation.main(f"--data shapes10 --train-size 60 --validation-size 20 --epochs 3 --output {path}".split())
+    assert capsys.readouterr().err.strip().endswith("other epochs, width or data: delete it, or name another file")
 
 
 def test_summary_by_hand():
@@ -57,7 +58,8 @@ def test_summary_by_hand():
     rows = [(less, 0, 0.7), (all_of_it, 0, 0.8), (less, 1, 0.7), (all_of_it, 1, 0.6)]  # as runs end: not the recipe first
     table = ablation.summarise(pd.DataFrame(rows, columns=["variant", "seed", "validation_accuracy"]))
     # Differences -0.1 and +0.1: mean 0, standard deviation 0.1 * sqrt(2), divided by sqrt(2).
-    assert table.loc[less].tolist() == pytest.approx([0.7, 0, 0, 0.1, 2])
+    half = 12.7062 * 0.1  # Student's t of a printed table: one degree of freedom, 95 %, both sides
+    assert table.loc[less].tolist() == pytest.approx([0.7, 0, 0, 0.1, -half, half, 2], rel=1e-5)
     assert table.loc[all_of_it, "standard deviation"] == pytest.approx(0.2 / 2**0.5)
 
 
@@ -83,3 +85,32 @@ def test_runs_side_by_side_give_the_rows_of_runs_one_by_one(tmp_path):
     # Another number of threads adds up in another order, so a few of the twenty predictions may differ.
     pd.testing.assert_frame_equal(*tables, atol=0.1)
     assert len(tables[0]) == len(ablation.VARIANTS)
+
+
+@pytest.mark.parametrize(("cut", "lost"), [(0, 0), (1, 1), (9, 1), (100, 2), (10_000, 7)], ids="{} characters".format)
+def test_row_cut_in_its_middle_is_run_again(tmp_path, monkeypatch, cut, lost):
+    seen = []
+
+    def fit(model, train, validation, config, device):
+        seen.append(config)
+        return pd.DataFrame([dict.fromkeys(("train_accuracy", "validation_accuracy", "validation_loss"), 0.5 + len(seen) / 100)])
+
+    monkeypatch.setattr(ablation, "fit", fit)
+    path, data = tmp_path / "ablation.csv", ablation.load_dataset("shapes10", train_size=60, test_size=20)
+    ablation.ablation(data.train, data.test, path, SMALL, seeds=1)
+    path.write_bytes(path.read_bytes()[: -cut or None])
+    ablation.ablation(data.train, data.test, path, SMALL, seeds=1)
+    runs, kept = pd.read_csv(path), 7 - lost
+    assert list(runs["variant"]) == list(ablation.VARIANTS) and not runs.isna().any(axis=None)
+    expected = [0.5 + number / 100 for number in (*range(1, kept + 1), *range(8, 8 + lost))]
+    assert runs["validation_accuracy"].tolist() == pytest.approx(expected)
+
+
+def test_rows_of_other_images_are_not_gone_on_with_and_two_ablations_do_not_write_one_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "VARIANTS", {"the recipe": {}})
+    data, path = ablation.load_dataset("shapes10", train_size=60, test_size=20), tmp_path / "ablation.csv"
+    with ablation.sole_owner(path), pytest.raises(BlockingIOError, match="another run is writing"):
+        ablation.ablation(data.train, data.test, path, SMALL, seeds=1)
+    ablation.ablation(data.train, data.test, path, SMALL, seeds=1)
+    with pytest.raises(ValueError, match="other epochs, width or data"):
+        ablation.ablation(data.train.subset(slice(59)), data.test, path, SMALL, seeds=1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.augmentation import FILL, augmentation_steps, compose
+from helpers.augmentation import FILL, augmentation_steps, compose, variants
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 RAMP = np.repeat((16 + 7 * np.arange(32, dtype=np.uint8))[None, :, None], 32, axis=0).repeat(3, axis=2)  # brighter to the right
@@ -107,6 +107,15 @@ def test_same_seed_repeats_all_draws():
     pipelines = [compose(augmentation_steps(), seed) for seed in (3, 3, 4)]
     draws = [[pipeline(image=IMAGE)["image"].tobytes() for _ in range(10)] for pipeline in pipelines]
     assert draws[0] == draws[1] and len(set(draws[0])) == 10 and not set(draws[0]) & set(draws[2])
+
+
+def test_variants_apply_the_named_steps_alone_and_every_time():
+    assert all(np.array_equal(mirrored, IMAGE[:, ::-1]) for mirrored in variants(IMAGE, ["HorizontalFlip"], count=8))
+    assert [padded.shape for padded in variants(IMAGE, ["Padding"], count=2)] == [(40, 40, 3)] * 2
+    with_hole = variants(IMAGE, ["CoarseDropout"], count=8)
+    assert [int((image != IMAGE).any(2).sum()) for image in with_hole] == [64] * 8
+    again, other = variants(IMAGE, ["CoarseDropout"], count=8), variants(IMAGE, ["CoarseDropout"], count=8, seed=1)
+    assert np.array_equal(again, with_hole) and not np.array_equal(other, with_hole)
 
 
 def test_update_check_is_off_before_albumentations_is_imported(project, tmp_path):

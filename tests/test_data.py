@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -57,7 +58,7 @@ def test_folder_is_read_in_the_order_of_file_names_with_classes_by_alphabet(fold
     pair = load_dataset(str(folder))
     assert (levels(pair.train), levels(pair.test)) == ([0, 1, 2, 3], [100, 101, 102, 103])
     assert pair.train.labels.tolist() == pair.test.labels.tolist() == [1, 0, 1, 0]
-    assert (pair.classes, pair.name) == (("cat", "dog"), "folder-pets")
+    assert pair.classes == ("cat", "dog") and re.fullmatch("folder-pets-[0-9a-f]{8}", pair.name)
     assert pair.train.labels.dtype == np.int64 and pair.train.images.dtype == np.uint8
 
 
@@ -721,7 +722,8 @@ def test_auto_and_cifar10_use_a_folder_on_disk(tmp_path, mirror):
 def test_environment_overrides_auto_and_nothing_else(tmp_path, mirror, folder, monkeypatch):
     shutil.copytree(folder, tmp_path / "cifar10")
     monkeypatch.setenv("WALKTHROUGH_DATA", str(folder))
-    assert [load_dataset(name, tmp_path).name for name in ("auto", "cifar10")] == ["folder-pets", "folder-cifar10"]
+    found = [load_dataset(name, tmp_path).name.rsplit("-", 1)[0] for name in ("auto", "cifar10")]
+    assert found == ["folder-pets", "folder-cifar10"]
     assert mirror.asked == []
 
 
@@ -779,6 +781,26 @@ def test_items_are_channels_first_and_tensors_scaled_to_one():
     image, label = dataset[0]
     assert label == 4 and image.dtype == torch.uint8 and np.array_equal(image[2], COLOURS[..., 2])
     assert np.allclose(dataset.tensor()[0, 1], COLOURS[..., 1] / 255) and dataset.tensor().shape == (1, 3, 32, 32)
+
+
+def test_digest_tells_images_labels_classes_and_their_order_apart_and_nothing_else():
+    others = [
+        replace(NUMBERED, images=NUMBERED.images + (np.arange(20) == 7).astype(np.uint8)[:, None, None, None]),
+        replace(NUMBERED, labels=np.roll(NUMBERED.labels, 1)),
+        replace(NUMBERED, classes=(*CLASSES[:9], "lorry")),
+        replace(NUMBERED, images=NUMBERED.images.reshape(20, 16, 64, 3)),
+        NUMBERED.subset(np.arange(20)[::-1]),
+        NUMBERED.subset(np.arange(19)),
+    ]
+    assert len({NUMBERED.digest, *(other.digest for other in others)}) == 7
+    same = replace(NUMBERED, images=np.asfortranarray(NUMBERED.images), masks=None, transform=print, classes=list(CLASSES))
+    assert same.digest == NUMBERED.digest and len(NUMBERED.digest) == 16
+
+
+def test_two_folders_of_one_name_have_names_of_their_own(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "elsewhere" / "pets")
+    names = [load_dataset(str(path)).name for path in (folder, tmp_path / "elsewhere" / "pets", folder)]
+    assert names[0] == names[2] != names[1]
 
 
 def test_channel_statistics_are_those_of_the_floats():

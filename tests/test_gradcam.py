@@ -6,9 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from captum.attr import LayerGradCam
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch import nn
 
-from helpers.gradcam import GradCAM
+from helpers.gradcam import GradCAM, as_heatmaps
 from helpers.model import resnet18
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -122,10 +125,13 @@ def test_heatmap_does_not_depend_on_the_scale_of_the_logits(factor):
 
 
 def test_in_place_operation_after_the_layer_changes_nothing():
-    images = IMAGES - 0.5  # the ReLU overwrites negative activations
-    maps = [GradCAM(tiny_net(2.0, -3.0, inplace=inplace), "0").evidence(images, 1) for inplace in (False, True)]
+    maps = []
+    for inplace in (False, True):
+        net = tiny_net(2.0, -3.0, inplace=inplace)
+        net[0].bias = nn.Parameter(torch.tensor([-0.5]))  # the ReLU overwrites negative activations
+        maps.append(GradCAM(net, "0").evidence(IMAGES, 1))
     assert torch.equal(*maps)
-    mean = images.mean(1)
+    mean = IMAGES.mean(1) - 0.5
     weight = -3.0 * (mean > 0).float().mean((1, 2), keepdim=True) / 1024
     torch.testing.assert_close(maps[0], weight * mean, rtol=1e-4, atol=1e-8)
 
@@ -199,11 +205,11 @@ def test_wrapped_model_takes_the_wrappers_names_and_says_which(model):
 def test_two_hundred_calls_keep_no_tensor(model):
     cam = GradCAM(model, "layer4")
     tensors = lambda: sum(issubclass(type(kept), torch.Tensor) for kept in gc.get_objects())  # noqa: E731
-    cam(IMAGES[:1], [[0, 1]])
+    cam(IMAGES[:1, :, :16, :16], [[0, 1]])
     gc.collect()
     before = tensors()
     for _ in range(200):
-        cam(IMAGES[:1], [[0, 1]])
+        cam(IMAGES[:1, :, :16, :16], [[0, 1]])
     assert tensors() <= before  # without collecting: nothing that only the garbage collector would free
 
 
@@ -310,7 +316,54 @@ def test_layer_without_a_map_or_a_call_is_refused(model):
         GradCAM(nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1)), "0")(IMAGES)
 
 
+MODEL = resnet18(width=16).eval()
+PROPERTIES = settings(derandomize=True, max_examples=15, deadline=None, database=None)
+SIZES = st.sampled_from([16, 24, 32, 40])
+
+
+@PROPERTIES
+@given(st.integers(1, 4), SIZES, SIZES, st.integers(0, 99), st.sampled_from([torch.float32, torch.float64]), st.data())
+def test_whatever_the_images_maps_sum_to_logits_and_heatmaps_lie_in_their_bounds(n, height, width, seed, dtype, draw):
+    images = torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    classes = torch.tensor(draw.draw(st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=2), min_size=n, max_size=n)))
+    order, cam = torch.tensor(draw.draw(st.permutations(range(n)))), GradCAM(MODEL)
+    maps, heat = cam.evidence(images, classes), cam(images, classes)
+    logits = MODEL(images) - MODEL.fc.bias
+    torch.testing.assert_close(maps.sum((2, 3)), logits.gather(1, classes).detach(), rtol=1e-3, atol=1e-5)
+    assert maps.dtype == heat.dtype == torch.float32 and heat.shape == (n, 2, height, width)
+    assert heat.min() >= 0 and heat.max() <= 1
+    torch.testing.assert_close(cam.evidence(images[order], classes[order]), maps[order], rtol=1e-3, atol=1e-6)
+
+
+RAW = arrays(np.float32, st.tuples(*[st.integers(1, 5)] * 4), elements=st.floats(-(2.0**60), 2.0**60, width=32))
+
+
+@PROPERTIES
+@given(RAW, st.integers(1, 40), st.integers(1, 40))
+def test_heatmaps_of_any_raw_maps_lie_in_their_bounds_and_are_blank_where_nothing_is_positive(raw, height, width):
+    maps = torch.from_numpy(raw)
+    heat = as_heatmaps(maps, (height, width))
+    assert heat.shape == (*maps.shape[:2], height, width)
+    peaks = heat.amax((2, 3))
+    assert (heat >= 0).all() and (heat <= 1 + 1e-6).all() and (((peaks - 1).abs() < 1e-6) | (peaks == 0)).all()
+    assert (peaks[(maps <= 0).all(3).all(2)] == 0).all()
+    torch.testing.assert_close(as_heatmaps(maps[:, 0], (height, width)), heat[:, 0])
+    torch.testing.assert_close(as_heatmaps(maps.flip(0), (height, width)), heat.flip(0))
+
+
+def test_heatmap_of_nan_is_not_drawn_as_a_blank_one():
+    maps = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    maps[1, 2, 2] = float("nan")
+    heat = as_heatmaps(maps, (8, 8))
+    assert heat[0].isfinite().all() and heat[1].isnan().all()
+
+
 WRONG_IMAGES = {
+    "0 to 255": (IMAGES * 255, r"\[0, 1\], got .* to 25\d"),
+    "normalised": ((IMAGES - 0.5) / 0.25, r"\[0, 1\], got -2"),
+    "NaN": (IMAGES / 0 * 0, r"\[0, 1\], got nan"),
+    "one channel": (IMAGES[:, :1], r"\(N, 3, H, W\).*\(3, 1, 32, 32\)"),
+    "channels last": (IMAGES.permute(0, 2, 3, 1), r"\(N, 3, H, W\).*\(3, 32, 32, 3\)"),
     "uint8": (IMAGES.byte(), "floats.*uint8"),
     "numpy": (IMAGES.numpy(), "tensor"),
     "one image": (IMAGES[0], r"\(N, 3, H, W\).*\(3, 32, 32\)"),

@@ -1,4 +1,6 @@
 import pickle
+import shutil
+import subprocess
 from itertools import product
 
 import numpy as np
@@ -6,10 +8,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers import shapes
+from helpers.data import CLASSES
 from helpers.gradcam import GradCAM
-from helpers.model import WEIGHTS, PreActBlock, describe_stages, dilated, load_pretrained, resnet18, save_weights
+from helpers.model import (
+    STAGES,
+    WEIGHTS,
+    PreActBlock,
+    activations,
+    describe_stages,
+    dilated,
+    load_pretrained,
+    resnet18,
+    save_weights,
+)
 
 SHIPPED = sorted(WEIGHTS.glob("*.pt"))
+SEVEN = tuple("abcdefg")
 REFUSED = r"net\.pt .*delete it"  # the file is named, and what to do
 
 
@@ -65,6 +80,18 @@ def test_logits_are_the_linear_layer_of_the_mean_of_layer4_without_a_relu(model,
     torch.testing.assert_close(logits, kept[0].mean((2, 3)) @ model.fc.weight.T + model.fc.bias)
 
 
+def test_activations_are_what_each_stage_returns_in_the_forward_pass(model):
+    images, kept = torch.rand(2, 3, 32, 32), {}
+    for name in STAGES:
+        model.get_submodule(name).register_forward_hook(lambda module, inputs, output, name=name: kept.update({name: output}))
+    model(images)
+    in_forward = dict(kept)
+    found = activations(model, images)
+    assert list(found) == ["stem", "layer1", "layer2", "layer3", "layer4"]
+    for name, maps in found.items():
+        torch.testing.assert_close(maps, in_forward[name])
+
+
 def test_model_normalises_its_images_itself(model):
     images = torch.rand(2, 3, 32, 32)
     plain = resnet18(7, width=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).eval()
@@ -75,7 +102,7 @@ def test_model_normalises_its_images_itself(model):
 
 
 def test_saved_weights_come_back_in_half_precision(model, tmp_path):
-    save_weights(model, tmp_path / "net.pt")
+    save_weights(model, tmp_path / "net.pt", SEVEN)
     loaded = load_pretrained(tmp_path / "net.pt")
     assert (loaded.fc.out_features, loaded.stem.out_channels, loaded.training) == (7, 16, False)
     for name, value in model.state_dict().items():
@@ -89,19 +116,106 @@ def test_saved_weights_come_back_in_half_precision(model, tmp_path):
 def test_weights_of_a_run_are_found_by_name(model, tmp_path, monkeypatch):
     monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
     (tmp_path / "runs").mkdir()
-    save_weights(model, tmp_path / "runs" / "flowers.pt")
+    save_weights(model, tmp_path / "runs" / "flowers.pt", SEVEN)
     for name in ("flowers", "runs/flowers.pt", tmp_path / "runs" / "flowers.pt"):
         assert torch.equal(load_pretrained(name).fc.weight, model.fc.weight.half().float())
 
 
-def test_failed_save_leaves_the_old_file(model, tmp_path, monkeypatch):
-    path = tmp_path / "net.pt"
-    save_weights(model, path)
+def test_weights_for_other_classes_are_refused_with_both_lists(model, tmp_path):
+    save_weights(model, tmp_path / "net.pt", SEVEN)
+    for same in (SEVEN, list(SEVEN), None):
+        load_pretrained(tmp_path / "net.pt", same)
+    for other in (SEVEN[:4], SEVEN[::-1], (*SEVEN[:6], "h")):
+        with pytest.raises(ValueError) as caught:
+            load_pretrained(tmp_path / "net.pt", other)
+        said = str(caught.value)
+        assert "\n" not in said and str(SEVEN) in said and str(other) in said and "notebook 02" in said
+
+
+def test_weights_without_their_classes_are_refused_where_classes_are_asked_for(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    assert load_pretrained(tmp_path / "net.pt").fc.out_features == 7
+    with pytest.raises(ValueError, match="knows the classes None"):
+        load_pretrained(tmp_path / "net.pt", SEVEN)
+
+
+@pytest.mark.parametrize(("name", "value"), [("fc.weight", "nan"), ("layer1.0.norm1.running_var", "inf"), ("stem.weight", "1e6")])
+def test_weights_that_are_not_finite_are_neither_written_nor_loaded(model, tmp_path, name, value):
+    model.state_dict()[name].view(-1)[3] = float(value)
+    with pytest.raises(ValueError, match=r"NaN, or beyond half precision.*net\.pt.*lower peak_lr"):
+        save_weights(model, tmp_path / "net.pt", SEVEN)
+    assert not any(tmp_path.iterdir())
+    torch.save({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"NaN or infinite.*delete it"):
+        load_pretrained(tmp_path / "net.pt")
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(model, tmp_path):
+    save_weights(model, tmp_path / "net.pt", SEVEN)
+    expected = load_pretrained(tmp_path / "net.pt").state_dict()
+    whole, rng, refused = (tmp_path / "net.pt").read_bytes(), np.random.default_rng(0), 0
+    places = [*rng.integers(0, len(whole), 30), *rng.integers(len(whole) - 20_000, len(whole), 60)]  # the directory is at the end
+    for place in places:
+        content = bytearray(whole)
+        content[place] ^= 1 << rng.integers(8)
+        (tmp_path / "net.pt").write_bytes(content)
+        try:
+            state = load_pretrained(tmp_path / "net.pt", SEVEN).state_dict()
+            assert all(torch.equal(value, expected[name]) for name, value in state.items())
+        except ValueError as error:
+            assert "delete it" in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused >= 30
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of two megabytes: room for the weights once, not twice."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_is_named_and_leaves_the_weights_there_are(model, small_disk):
+    path = small_disk / "net.pt"
+    save_weights(model, path, SEVEN)
     before = path.read_bytes()
-    monkeypatch.setattr(torch, "save", lambda state, file: (open(file, "wb").write(b"half"), 1 / 0))
-    with pytest.raises(ZeroDivisionError):
-        save_weights(model, path)
-    assert path.read_bytes() == before
+    with pytest.raises(OSError, match=r"cannot write .*net\.pt \(the disk is full\): make room") as caught:
+        save_weights(randomise(model, 1), path, SEVEN)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before and [p.name for p in small_disk.iterdir()] == ["net.pt"]
+
+
+def test_folder_that_is_a_file_is_named(model, tmp_path):
+    (tmp_path / "runs").write_text("in the way")
+    with pytest.raises(OSError, match=r"cannot write .*net\.pt \(.+\)"):
+        save_weights(model, tmp_path / "runs" / "net.pt", SEVEN)
+
+
+WRONG_IMAGES = {
+    "one channel": torch.rand(2, 1, 32, 32),
+    "channels last": torch.rand(2, 32, 32, 3),
+    "one image": torch.rand(3, 32, 32),
+    "whole numbers": torch.ones(2, 3, 32, 32, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("images", WRONG_IMAGES.values(), ids=WRONG_IMAGES)
+def test_wrong_images_are_refused_with_what_was_given(model, images):
+    for network in (model, GradCAM(model)):
+        with pytest.raises(ValueError, match=r"images must .*got .*") as caught:
+            network(images)
+        assert str(images.dtype) in str(caught.value) or str(tuple(images.shape)) in str(caught.value)
+
+
+def test_images_in_double_precision_are_taken_in_the_networks(model):
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(model(images.double()), model(images))
+    assert torch.equal(GradCAM(model)(images.double(), 3), GradCAM(model)(images, 3))
 
 
 def test_missing_weights_are_named(tmp_path, monkeypatch):
@@ -113,7 +227,7 @@ def test_missing_weights_are_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("share", [0, 0.01, 0.1, 0.5, 0.99])
 def test_truncated_weights_are_refused_in_one_line(model, tmp_path, share):
     path = tmp_path / "net.pt"
-    save_weights(model, path)
+    save_weights(model, path, SEVEN)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(ValueError, match=REFUSED) as caught:
         load_pretrained(path)
@@ -157,6 +271,9 @@ def test_code_in_a_weights_file_is_not_run(tmp_path):
 def test_shipped_weights_load_by_name(path):
     loaded, stored = load_pretrained(path.stem).state_dict(), torch.load(path, weights_only=True)
     assert loaded.keys() == stored.keys()
+    load_pretrained(path.stem, shapes.CLASSES if path.stem == "shapes10" else CLASSES)
+    with pytest.raises(ValueError, match="knows the classes .*airplane.*circle|knows the classes .*circle.*airplane"):
+        load_pretrained(path.stem, CLASSES if path.stem == "shapes10" else shapes.CLASSES)
     assert all(torch.equal(loaded[k], stored[k].to(loaded[k].dtype)) for k in stored)
     assert all(v.isfinite().all() for v in loaded.values()), "half precision overflowed"
     assert len(loaded["fc.bias"]) == 10

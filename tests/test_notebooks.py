@@ -11,8 +11,17 @@ import nbformat
 import pytest
 
 from helpers import data, shapes
+from helpers.model import WEIGHTS
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+MESSAGES = [  # one a notebook, in its first cell and in its last
+    "a label survives changes that the numbers do not",
+    "how a network learns, and what each ingredient buys",
+    "one number hides where it errs",
+    "a heatmap is an account of a logit, and how far to trust it",
+    "on mistakes, compare before you conclude",
+]
 
 
 def code_cells(path):
@@ -45,10 +54,13 @@ def test_metadata_asks_colab_for_a_gpu(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_cells_are_few_and_short(path):
+def test_a_lesson_is_short(path):
     cells = nbformat.read(path, as_version=4).cells
-    assert 18 <= len(cells) <= 45
-    assert max(len(cell.source.splitlines()) for cell in code_cells(path)) <= 15
+    code = [cell.source.splitlines() for cell in code_cells(path)[1:]]  # the set-up aside
+    assert 18 <= len(cells) <= 30
+    assert max(len(lines) for lines in code) <= 12
+    assert sum(bool(line.strip()) for lines in code for line in lines) <= 120
+    assert sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown") <= 1400
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -88,15 +100,66 @@ def test_every_figure_has_a_caption_and_an_alternative_text(path):
         assert re.match(r"\*[A-Z][^*]+[.:]\*", text.source), f"no caption after\n{cell.source}"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_opens_with_a_question_and_the_time_and_ends_with_exercises_and_links(path):
+@pytest.mark.parametrize(("path", "message"), zip(NOTEBOOKS, MESSAGES), ids=[path.stem for path in NOTEBOOKS])
+def test_opens_with_a_question_and_a_figure_and_ends_with_its_message_and_exercises(path, message):
     cells = nbformat.read(path, as_version=4).cells
     opening, ending = cells[0].source, cells[-1].source
     assert opening.startswith("# ") and re.search(r"\*\*[^*]+\?\*\*", opening)
     assert "| time | from before |" in opening and "CPU cores" in opening and "GPU" in opening
-    parts = ["**What we found.**", "**Try it.** (1)", "(2)", "<details><summary>Solutions", "</details>", "](0", "**More:**"]
+    assert figures(path)[0][0].source == code_cells(path)[1].source  # the first after the set-up
+    for text in (opening, ending):
+        assert message in " ".join(text.lower().split())
+    assert any("**Predict, then run.**" in cell.source for cell in cells)
+    grades = ["**Try it.** (1) *Run it.*", "(2) *Change it.*", "(3) *Build it.*"]
+    parts = ["**What we found.**", *grades, "<details><summary>Solutions", "</details>", "](0", "**More:**"]
     places = [ending.rfind(part) for part in parts]
     assert -1 not in places and places == sorted(places)
+
+
+NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(\.\d+)?( ?%)?(?![\w.]*\w)")
+
+
+def read_numbers(text):
+    """(as written, value, half a unit of its last digit) for each number in a text; per cent are shares."""
+    for found in NUMBER.finditer(text):
+        decimals = len(found[1] or ".") - 1
+        unit = 0.01 if found[2] else 1
+        value = float(re.sub("[ ,%]", "", found[0]))
+        yield found[0], value * unit, 0.5 * unit * 10**-decimals
+
+
+def without_source(text, sources):
+    """The numbers with a decimal point or a per cent sign in a text that round from none of the sources (shares, or other)."""
+    no_statement = r"`[^`]*`|\]\([^)]*\)|\$[^$]*\$|95 % (confidence )?interval"  # code, addresses, formulas, and a convention
+    written = [number for number in read_numbers(re.sub(no_statement, " ", text)) if re.search("[.%]", number[0])]
+    points = [100 * source for source in sources]
+    return [name for name, value, half in written if not any(abs(value - s) <= 1.001 * half for s in [*sources, *points])]
+
+
+def test_numbers_without_a_source_are_found():
+    sources = [0.9491, 0.0511, 2.303]
+    assert without_source("94.9 % of 10,000, 5.1 points, near 2.30; `lr=0.7`, [see](1603.05027)", sources) == []
+    assert without_source("95.9 % and 0.95 but 0.96, 2.31", sources) == ["95.9 %", "0.96", "2.31"]
+
+
+def written_out(path):
+    """What a notebook's outputs hold as text, and the records of `helpers/weights` that its code names."""
+    outputs = [output for cell in code_cells(path) for output in cell.outputs]
+    texts = [output.get("text", "") for output in outputs]
+    texts += [text for output in outputs for kind, text in output.get("data", {}).items() if kind.startswith("text/")]
+    code = "\n".join(cell.source for cell in code_cells(path))
+    texts += [record.read_text() for record in WEIGHTS.glob("*.csv") if f'"{record.name}"' in code]
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_numbers_in_prose_stand_in_an_output_or_in_a_record_or_say_where_they_come_from(path):
+    sources = [value for _, value, _ in read_numbers(written_out(path))]
+    for cell in nbformat.read(path, as_version=4).cells[2:]:
+        if cell.cell_type == "markdown":
+            measured = cell.metadata.get("measured", {})  # a number as it is written: how it was measured, or who reports it
+            assert not [number for number, how in measured.items() if number not in cell.source or len(how) < 10]
+            assert [number for number in without_source(cell.source, sources) if number not in measured] == []
 
 
 def test_pages_have_alternative_texts_both_themes_and_room_for_narrow_screens(tmp_path, project):

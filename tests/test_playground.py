@@ -45,6 +45,17 @@ def test_half_of_the_rounds_are_mistakes_and_each_has_its_like(game, predictions
     torch.testing.assert_close(game.heatmaps, expected)
 
 
+def test_like_in_confidence_is_the_nearest_above_or_below():
+    logits = np.zeros((60, 10), np.float32)
+    said = DRAWN.labels.copy()
+    said[0] = (said[0] + 1) % 10
+    logits[np.arange(60), said] = 2  # far below the mistake's confidence ...
+    members = [i for i in range(1, 60) if said[i] == said[0]]
+    logits[0, said[0]], logits[members[-1], said[0]] = 4, 4.1  # ... but for one that is just above
+    game = playground.GuessGame(load_pretrained("shapes10"), DRAWN, Predictions(logits, DRAWN.labels, shapes.CLASSES), rounds=2)
+    assert len(members) > 1 and sorted(game.indices) == [0, members[-1]]
+
+
 def test_score_is_held_against_a_coin(game):
     assert "right or wrong?" in game.verdict()
     for is_right in game.truth[:5]:

@@ -1,6 +1,9 @@
 import io
+import multiprocessing
 import os
 import pickle
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,15 +194,15 @@ def test_interrupted_run_goes_on_as_if_nothing_had_happened(data, tmp_path):
     whole, resumed, path = tiny_net(), tiny_net(), tmp_path / "new folder" / "run.pt"
     expected = fit(whole, data, data, SMALL, CPU)
     with pytest.raises(KeyboardInterrupt):
-        fit(resumed, data, data, SMALL, CPU, path, log=stop_at(3))  # before epoch 3 is saved: two of four remain
+        fit(resumed, data, data, SMALL, CPU, path, log=stop_at(3))  # once epoch 3 is saved: one of four remains
     resumed = tiny_net(seed=99)  # another start, to be overwritten
     logged = []
     history = fit(resumed, data, data, SMALL, CPU, path, log=logged.append)
-    assert [row["epoch"] for row in logged] == [3, 4]
+    assert [row["epoch"] for row in logged] == [4]
     for (name, value), other in zip(whole.state_dict().items(), resumed.state_dict().values()):
         assert torch.equal(value, other), name
     pd.testing.assert_frame_equal(history.drop(columns="seconds"), expected.drop(columns="seconds"))
-    assert sorted(p.name for p in path.parent.iterdir()) == ["run.pt", "run.pt.previous"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["run.pt", "run.pt.lock", "run.pt.previous"]
 
 
 def interrupt_in_batch(number):
@@ -240,6 +243,52 @@ def test_ctrl_c_without_a_checkpoint_says_that_nothing_is_saved(data):
     model.register_forward_pre_hook(interrupt_in_batch(1))
     with pytest.raises(KeyboardInterrupt, match="nothing is saved: give a checkpoint"):
         fit(model, data, None, SMALL, CPU)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_signals_end_the_process_after_the_batch_with_a_checkpoint(data, tmp_path, capsys, name):
+    if not hasattr(signal, name):
+        pytest.skip("Windows has no such signal")
+    number, model, path = getattr(signal, name), tiny_net(), tmp_path / "run.pt"
+    for _ in range(2):  # a closed terminal may send two
+        model.register_forward_pre_hook(lambda *_: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        fit(model, data, None, SMALL, CPU, path)
+    assert ended.value.code == 128 + number and signal.getsignal(number) is before
+    assert f"stopped after 0 epochs and 1 batches, saved in {path}" in capsys.readouterr().err
+    assert torch.load(path, weights_only=True)["step"] == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_signal_that_is_ignored_stays_so_as_under_nohup(data):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        model = tiny_net()
+        model.register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGHUP))
+        assert len(fit(model, data, None, replace(SMALL, epochs=1), CPU)) == 1
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def states_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_network_that_fit_returns_is_the_average_of_weights_and_statistics_over_all_steps(data):
+    config, model, steps = replace(SMALL, epochs=2, ema=0.75), tiny_net(), []
+    model.register_forward_pre_hook(lambda module, inputs: steps.append(states_of(module)))
+    fit(model, data, None, config, CPU, log=lambda row: steps.append(states_of(model)))
+    steps = steps[1:4] + steps[5:]  # the states after each of the six steps; the first is the start, the fifth the fourth again
+    assert len(steps) == 6
+    averaged = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    for name, value in averaged.items():
+        expected = steps[0][name]
+        for state in steps[1:]:
+            expected = 0.75 * expected + 0.25 * state[name]
+        torch.testing.assert_close(value, expected, msg=name)
+    for name in ("fc.weight", "layer1.0.norm1.running_mean", "layer4.1.norm2.running_var"):
+        assert not torch.allclose(model.state_dict()[name], steps[-1][name]), f"{name} is the last step's, not the average"
 
 
 def test_average_is_the_exponential_one_and_what_is_scored(data):
@@ -328,6 +377,103 @@ def test_checkpoint_of_another_network_or_data_set_is_refused(checkpoint, width,
     assert "\n" not in str(caught.value)
 
 
+def renamed(data):
+    return replace(data, classes=(*data.classes[:-1], "hat"))
+
+
+OTHER_DATA = {
+    "another image": lambda data: (replace(data, images=255 - data.images), None),
+    "another label": lambda data: (replace(data, labels=np.roll(data.labels, 1)), None),
+    "another order of images": lambda data: (data.subset(np.arange(13)[::-1]), None),
+    "another class": lambda data: (renamed(data), None),
+    "a validation set": lambda data: (data, data),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_DATA.values(), ids=OTHER_DATA)
+def test_checkpoint_of_other_data_is_refused_in_one_line(data, tmp_path, other):
+    config, path = replace(SMALL, epochs=1), tmp_path / "run.pt"
+    fit(tiny_net(), data, None, config, CPU, path)
+    before, model = path.read_bytes(), tiny_net(5)
+    with pytest.raises(ValueError, match=r"run\.pt is from another run .*(images|classes) .* there, .* here.*delete") as caught:
+        fit(model, *other(data), config, CPU, path)
+    assert "\n" not in str(caught.value) and path.read_bytes() == before
+    assert torch.equal(model.fc.weight, tiny_net(5).fc.weight)
+
+
+def is_finite(state):
+    return all(v.isfinite().all() for v in state["model"].values())
+
+
+def spoil(model, where, batch):
+    """Make the loss of one batch NaN, or, from its gradient on, a weight: the batch's own loss is then a number still."""
+    seen = []
+
+    def hook(*arguments):
+        seen.append(None)
+        return arguments[-1] * (float("nan") if len(seen) == batch else 1)
+
+    return model.register_forward_hook(hook) if where == "loss" else model.fc.bias.register_hook(hook)
+
+
+@pytest.mark.parametrize(("where", "batch"), [("loss", 7), ("loss", 9), ("weight", 7), ("weight", 9)])
+def test_nan_ends_the_run_and_leaves_the_last_finite_checkpoint(data, tmp_path, where, batch):
+    path, model = tmp_path / "run.pt", tiny_net()
+    spoil(model, where, batch)
+    with pytest.raises(FloatingPointError, match=r"diverged at a learning rate of \d.*lower peak_lr"):
+        fit(model, data, None, SMALL, CPU, path)
+    saved = [torch.load(p, weights_only=True) for p in (path, f"{path}.previous")]
+    assert [len(state["history"]) for state in saved] == [2, 1] and all(map(is_finite, saved))
+    with pytest.raises(FloatingPointError):
+        model = tiny_net()
+        spoil(model, where, batch)
+        fit(model, data, None, SMALL, CPU)  # without a checkpoint too
+
+
+def test_nan_is_found_within_ten_batches(data):
+    model, seen = tiny_net(), []
+    model.register_forward_hook(lambda *_: seen.append(None))
+    spoil(model, "loss", 2)
+    with pytest.raises(FloatingPointError):
+        fit(model, Dataset(**shapes.generate(30, seed=0), classes=shapes.CLASSES), None, replace(SMALL, batch_size=2), CPU)
+    assert len(seen) == 10
+
+
+def test_nan_of_a_stopped_run_is_not_saved(data, tmp_path):
+    model = tiny_net()
+    model.register_forward_pre_hook(interrupt_in_batch(1))
+    spoil(model, "loss", 1)
+    with pytest.raises(FloatingPointError):
+        fit(model, data, None, SMALL, CPU, tmp_path / "run.pt")
+    assert not (tmp_path / "run.pt").exists()
+
+
+def test_checkpoint_that_holds_nan_is_passed_over(checkpoint):
+    run = run_of(tiny_net(1))
+    run.model.layer1[0].norm1.running_var[3] = float("nan")
+    save_checkpoint(checkpoint, SMALL, run)
+    resumed = run_of(tiny_net(2))
+    load_checkpoint(checkpoint, SMALL, resumed)
+    assert torch.equal(resumed.model.fc.weight, tiny_net().fc.weight)
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_no_images_are_refused(data, part):
+    nothing = data.subset(slice(0))
+    with pytest.raises(ValueError, match="no images"):
+        fit(tiny_net(), *((nothing, data) if part == "train" else (data, nothing)), SMALL, CPU)
+    with pytest.raises(ValueError, match="no images"):
+        evaluate(tiny_net(), make_loader(nothing, 5), CPU)
+
+
+def test_images_of_floats_are_refused(data):
+    floats = replace(data, images=(data.images / 255).astype(np.float32))
+    with pytest.raises(ValueError, match="uint8.*float32"):
+        fit(tiny_net(), floats, None, replace(SMALL, hole=0, degrees=0), CPU)
+    with pytest.raises(ValueError, match="uint8.*float32"):
+        evaluate(tiny_net(), make_loader(floats, 5), CPU)
+
+
 FOREIGN = {"model only": {"model": 1}, "list": [1], "tensor": torch.zeros(3), "other config": {"config": "resnet"}}
 FOREIGN |= {"empty file": b"", "text": b"hello\n", "table": b"epoch,loss\n1,2\n"}
 
@@ -353,11 +499,14 @@ def test_truncated_checkpoint_is_refused_in_one_line(checkpoint, share):
     assert_refused(checkpoint)
 
 
-def test_damaged_checkpoint_is_named_and_the_previous_one_used(checkpoint, capsys):
+@pytest.mark.parametrize("damage", ["cut", "one bit"])
+def test_damaged_checkpoint_is_named_and_the_previous_one_used(checkpoint, capsys, damage):
     run = run_of(tiny_net(1))
     run.history = [{"epoch": 1}, {"epoch": 2}]
     save_checkpoint(checkpoint, SMALL, run)
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    content = bytearray(checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content[:1000] if damage == "cut" else content)
     resumed = run_of(tiny_net(2))
     load_checkpoint(checkpoint, SMALL, resumed)
     assert capsys.readouterr().out == f"{checkpoint} is not a checkpoint of this project, or is damaged\n"
@@ -385,12 +534,70 @@ def test_checkpoint_written_on_a_gpu_loads_without_one(checkpoint):
     assert torch.equal(run.model.fc.weight, tiny_net().fc.weight)
 
 
-def test_failed_save_leaves_the_old_checkpoint(checkpoint, monkeypatch):
-    before = checkpoint.read_bytes()
-    monkeypatch.setattr(torch, "save", lambda state, file: (open(file, "wb").close(), 1 / 0))
-    with pytest.raises(ZeroDivisionError):
-        save_checkpoint(checkpoint, SMALL, run_of(tiny_net(1)))
-    assert checkpoint.read_bytes() == before
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of eight megabytes: room for one checkpoint of `tiny_net`, not for two."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_is_named_and_leaves_the_checkpoint_there_is(data, small_disk, capsys):
+    path, whole = small_disk / "run.pt", tiny_net()
+    with pytest.raises(OSError, match=r"cannot write .*run\.pt \(the disk is full\): make room") as caught:
+        fit(tiny_net(), data, None, SMALL, CPU, path)
+    assert "\n" not in str(caught.value)
+    assert len(torch.load(path, weights_only=True)["history"]) == 1
+    assert sorted(p.name for p in small_disk.iterdir()) == ["run.pt", "run.pt.lock"]
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)  # room is made
+    resumed = tiny_net(5)
+    fit(resumed, data, None, SMALL, CPU, path)
+    fit(whole, data, None, SMALL, CPU)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values()))
+    with pytest.raises(SystemExit, match="2"):
+        subprocess.run(["mount", "-o", "remount,size=14m", str(small_disk)], check=True)
+        main(f"--data shapes10 --train-size 20 --width 16 --epochs 2 --image-sizes 16 --output {small_disk / 'out'}".split())
+    assert re.fullmatch(r"cannot write .*checkpoint\.pt \(the disk is full\).*", capsys.readouterr().err.splitlines()[-1])
+
+
+REFUSED = {  # options -> what the line says
+    "--epochs 0": r"epochs, .* must be above 0, .*\[0, ",
+    "--batch-size 0": r"batch_size .* must be above 0, .* 0, 0.1",
+    "--peak-lr nan": r"peak_lr must be above 0, .* nan, ",
+    "--ema 1": r"ema .* below 1, got .* 1.0\]",
+    "--width 8": "width must be at least 16",
+    "--data nowhere": "unknown data set 'nowhere'",
+    "--data no/where": "no folder no/where",
+    "--validation-size 40": "cannot split 40 of 40 images",
+    "--momentum -1": "momentum",
+    "--seed -1": "non-negative",
+    "--peak-lr 1e6": "diverged at a learning rate of .*lower peak_lr",
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.items(), ids=REFUSED)
+def test_command_says_what_it_refuses_in_one_line_with_status_2(tmp_path, capsys, options, message):
+    start = f"--data shapes10 --train-size 40 --width 16 --epochs 1 --batch-size 4 --image-sizes 16 --output {tmp_path / 'out'}"
+    with pytest.raises(SystemExit) as ended:
+        main([*start.split(), *options.split()])
+    assert ended.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "\r" not in line and line.strip() and "batch/s" not in line]
+    assert len(lines) == 1 and re.search(message, lines[0]), lines
+    assert not (tmp_path / "out" / "weights.pt").exists()
+
+
+def test_command_on_other_data_leaves_the_result_as_it_was(tmp_path, capsys):
+    start = f"--data shapes10 --width 16 --epochs 1 --batch-size 20 --image-sizes 16 --output {tmp_path} --train-size".split()
+    main([*start, "40"])
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(SystemExit, match="2"):
+        main([*start, "39"])  # the same number of steps
+    assert "is from another run (images" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_order_and_augmentation_depend_on_seed_and_epoch_alone(data):
@@ -452,20 +659,106 @@ def test_command_trains_and_writes_weights_history_and_checkpoint(tmp_path, proj
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL on Windows")
-def test_killed_command_goes_on_to_the_same_weights(tmp_path, project):
-    options = "--data shapes10 --train-size 300 --width 16 --epochs 6 --batch-size 10 --image-sizes 16 --ema 0.9"
-    command = [sys.executable, "-m", "helpers.training", *options.split(), "--output"]
-    settings = {"cwd": project, "env": os.environ | {"TQDM_DISABLE": "1"}, "stdout": subprocess.PIPE, "text": True}
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, **settings)
-    with subprocess.Popen([*command, str(tmp_path / "killed")], **settings) as process:
-        for _ in range(2):
-            process.stdout.readline()  # a line an epoch
-        time.sleep(0.1)
+def command(folder, epochs=3):
+    options = f"--data shapes10 --train-size 60 --width 16 --epochs {epochs} --batch-size 5 --image-sizes 16 --ema 0.9"
+    return [*options.split(), "--output", str(folder)]
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Start `main` in processes of their own, each from one that has imported PyTorch already."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("Windows can neither fork nor kill")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["helpers.training"])
+    started = []
+
+    def start(arguments):
+        started.append(context.Process(target=main, args=(arguments,)))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for process in started:
         process.kill()
-    assert not (tmp_path / "killed" / "weights.pt").exists()
-    done = subprocess.run([*command, str(tmp_path / "killed")], check=True, **settings)
-    assert 4 <= len(done.stdout.splitlines()) - 1 <= 5  # less than one finished epoch is lost
-    states = [torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "killed")]
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.is_alive()
+        time.sleep(0.02)
+
+
+def killed(folder, start, signals, rng):
+    """Run the command again and again, with one of these signals each time, somewhere; then to its end."""
+    for number in signals:
+        process = start(command(folder))
+        wait_for(folder / "checkpoint.pt.lock", process)
+        process.join(rng.uniform(0, 1.5))
+        os.kill(process.pid, number)
+        process.join()
+        # The signal came before the first batch, or in time, or after the last one.
+        assert process.exitcode in (-number, 128 + number, 0)
+        if process.exitcode == 0:
+            break
+    start(command(folder)).join()
+
+
+def assert_same(first, second):
+    states = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (first, second)]
     for part in ("model", "average"):
         assert all(torch.equal(value, states[1][part][name]) for name, value in states[0][part].items())
+    assert (first / "weights.pt").read_bytes() == (second / "weights.pt").read_bytes()
+    assert sorted(p.name for p in first.iterdir()) == sorted(p.name for p in second.iterdir())
+
+
+def test_run_that_is_killed_again_and_again_ends_at_the_same_bits(tmp_path, processes):
+    processes(command(tmp_path / "whole")).join()
+    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
+    killed(tmp_path / "killed", processes, signals, np.random.default_rng(0))
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_second_run_on_one_output_is_refused_until_the_first_is_dead(tmp_path, processes, capsys):
+    process = processes(command(tmp_path, epochs=1000))
+    wait_for(tmp_path / "checkpoint.pt", process)
+    with pytest.raises(SystemExit, match="2"):
+        main(command(tmp_path, epochs=1000))
+    assert re.search(r"another run is writing .*checkpoint\.pt: wait", capsys.readouterr().err.splitlines()[-1])
+    (tmp_path / f"checkpoint.pt.{process.pid}.tmp").write_bytes(b"half a checkpoint")  # as if it was writing when it is killed
+    process.kill()
+    process.join()
+    with pytest.raises(SystemExit, match="2"):
+        main(command(tmp_path))
+    assert "epochs 1000 there, 3 here" in capsys.readouterr().err.splitlines()[-1]  # not locked, though refused
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint.pt",
+        "checkpoint.pt.lock",
+        *(["checkpoint.pt.previous"] if (tmp_path / "checkpoint.pt.previous").exists() else []),
+    ]
+
+
+def test_closed_terminal_stops_the_command_with_a_checkpoint(tmp_path, project):
+    pty = pytest.importorskip("pty")
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(project)
+        os.execv(sys.executable, [sys.executable, "-m", "helpers.training", *command(tmp_path, epochs=1000)])
+    while not (tmp_path / "checkpoint.pt").exists():
+        os.read(terminal, 1000)
+    os.close(terminal)  # from here on it cannot write a word
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in (129, 120)  # 120: Python could not flush its last words
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert 0 < state["step"] <= 12
+
+
+def test_cluster_that_ends_the_command_gets_status_143_and_finds_a_checkpoint(tmp_path, project):
+    arguments = [sys.executable, "-m", "helpers.training", *command(tmp_path, epochs=1000)]
+    environment = os.environ | {"TQDM_DISABLE": "1"}
+    process = subprocess.Popen(arguments, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()  # an epoch is done
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == 143
+    assert re.fullmatch(r"stopped after \d+ epochs and \d+ batches, saved in .*checkpoint\.pt: run this again .*\n", said)
