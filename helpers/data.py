@@ -6,7 +6,6 @@ import io
 import multiprocessing.pool
 import os
 import shutil
-import tarfile
 import tempfile
 import time
 import urllib.request
@@ -124,7 +123,7 @@ def load_dataset(name="auto", root=None, train_size=None, test_size=None) -> Dat
     """
     root = Path(os.path.expanduser(root)) if root else project_root() / "data"
     _sweep(root)
-    if 0 in (train_size, test_size):
+    if any(size is not None and size < 1 for size in (train_size, test_size)):
         raise ValueError("train_size and test_size must be at least 1")
     if name == "auto":
         name = os.environ.get("WALKTHROUGH_DATA") or "auto"
@@ -256,10 +255,9 @@ def _download(root: Path) -> None:
             _fetch(_url(), archive)
             if not check_integrity(archive, CIFAR10.tgz_md5):
                 raise OSError(f"the {archive.stat().st_size:,} bytes that arrived are not CIFAR-10's archive: their MD5 differs")
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+            shutil.unpack_archive(archive, folder)
             (folder / CIFAR10.base_folder).rename(target)
-    except (OSError, ValueError, HTTPException, tarfile.TarError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         if not target.is_dir():  # else another process was faster
             raise RuntimeError(f"{_failure()}{one_line(error, 'ascii')}); {REMEDIES}") from error
 
@@ -317,7 +315,8 @@ def _as_folder(name) -> Path:
 def _load_folder(folder: Path) -> DatasetPair:
     """Read `{train,test}/<class>/**`; arrays are cached in `<folder>.cache.npz` until a file changes."""
     _sweep(folder.parent)
-    (classes, train), (also, test) = (_list_split(folder / part) for part in ("train", "test"))
+    seen = set()  # shared, so that test images are not training images by way of a link
+    (classes, train), (also, test) = (_list_split(folder / part, seen) for part in ("train", "test"))
     if classes != also:
         alone = sorted(set(classes) ^ set(also))
         raise ValueError(f"{folder}: class {alone[0]!r} is in only one of train/ and test/: give every class both")
@@ -338,9 +337,9 @@ def _load_folder(folder: Path) -> DatasetPair:
     return DatasetPair(*halves, name)
 
 
-def _list_split(folder: Path) -> tuple[tuple, list]:
+def _list_split(folder: Path, seen: set) -> tuple[tuple, list]:
     """The classes of `folder/<class>/**`, and (path, class index) of every image by file name; what is hidden does not count."""
-    classes, samples, seen = None, [], set()
+    classes, samples = None, []
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         if os.path.realpath(place) in seen:
             raise ValueError(f"{one_line(place)} is a link to a folder that is read anyway: remove it")

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SIZE = 32
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # 89 million: Pillow warns of more, as they may have been made to fill the memory
+MAX_PIXELS = 89_000_000  # about where Pillow begins to warn that a picture may have been made to fill the memory
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not EPS, for which Pillow starts another program
 
 
@@ -34,14 +34,17 @@ def read(source) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture as RGB, turned upright and on white; ValueError for one that is too large or has no known white."""
+    """A picture as RGB, turned upright and on white; ValueError for one that is too large or whose white is unknown."""
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width * image.height / 1e6:.0f} megapixels are more than {MAX_PIXELS // 10**6}")
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ValueError("its pixels are floats or 32-bit integers, which do not say what is white")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        grey = np.asarray(image)
+        if 0 < grey.max() < 2**12:  # as microscopes write it
+            raise ValueError("its 16-bit pixels use 12 bits or fewer, which would come out black")
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

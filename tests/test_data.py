@@ -153,6 +153,7 @@ def link(path, target):
         ("train/dog/self", "."),
         ("train/dog/cat", "../cat"),
         ("train/kitten", "cat"),
+        ("test/cat/more", "../../train/cat"),
     ],
 )
 def test_link_that_loses_or_multiplies_images_is_named(folder, path, target):
@@ -757,6 +758,13 @@ def test_split_is_disjoint_complete_and_fixed_by_its_seed():
 def test_split_needs_images_on_both_sides(size):
     with pytest.raises(ValueError, match="between 1 and 19"):
         split_off(NUMBERED, size)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-3, 1)])
+@pytest.mark.parametrize("name", ["shapes10", "folder"])
+def test_sizes_below_one_are_refused(folder, name, sizes):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        load_dataset(folder if name == "folder" else name, None, *sizes)
 
 
 def test_sizes_choose_images_at_random_but_always_the_same(folder):

@@ -71,6 +71,7 @@ REFUSED = {
     "a bomb": (as_bytes(Image.new("1", (20000, 20000))), "megapixels|decompression bomb"),
     "floats": (as_bytes(Image.fromarray(GREY_LEVELS.astype(np.float32)), "TIFF"), "floats or 32-bit integers"),
     "32-bit integers": (as_bytes(Image.fromarray(GREY_LEVELS.astype(np.int32)), "TIFF"), "floats or 32-bit integers"),
+    "12 bits": (as_bytes(Image.fromarray((16 * GREY_LEVELS).astype(np.uint16)), "TIFF"), "12 bits or fewer"),
     "a program": (POSTSCRIPT, "not an image"),  # Pillow would have Ghostscript run it
 }
 
@@ -112,14 +113,14 @@ def test_one_line_can_be_printed_anywhere():
     assert one_line("Zoë \udce9") == "Zoë \\udce9" and one_line("Zoë", "ascii") == "Zo\\xeb"
 
 
-# How a grey level is saved in each mode; in "1" only black and white.
+# How a grey level is saved in each mode; in "1" only black and white, and 16 bits are refused that leave their upper four unused.
 SAVED = dict(zip(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "YCbCr"], "PNG PNG PNG GIF BMP WEBP TIFF PNG JPEG".split()))
 
 
 @given(st.sampled_from(sorted(SAVED)), st.integers(1, 70), st.integers(1, 70), st.integers(0, 255))
 @bounded
 def test_picture_of_one_grey_is_that_grey_in_every_mode_and_size(mode, width, height, level):
-    level = 255 * (level > 127) if mode == "1" else level
+    level = {"1": 255 * (level > 127), "I;16": max(level, 16)}.get(mode, level)
     image = Image.new("L", (width, height), level)
     image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
     picture = read(as_bytes(image, SAVED[mode], **({"lossless": True} if mode == "RGBA" else {})))
