@@ -17,7 +17,7 @@ from helpers.data import Dataset
 class Predictions:
     """A network's answers to N labelled images. logits: (N, num_classes) float32; labels: (N,) int64.
 
-    Raises ValueError for logits that are not finite, or not one for each class.
+    Raises ValueError for logits that are not finite, or not one for each class, and for labels of no class.
     """
 
     logits: np.ndarray
@@ -25,8 +25,11 @@ class Predictions:
     classes: tuple
 
     def __post_init__(self):
-        if self.logits.shape != (wanted := (len(self.labels), len(self.classes))):
-            raise ValueError(f"{wanted} images and classes, but logits {self.logits.shape}: take a network trained on them")
+        n, k = len(self.labels), len(self.classes)
+        if self.logits.shape != (n, k) or not set(self.labels) <= set(range(k)):
+            raise ValueError(
+                f"logits {self.logits.shape} and labels do not fit {n} images of {k} classes: take a network for these"
+            )
         if not np.isfinite(self.logits).all():
             raise ValueError("the network puts out logits that are not finite: load other weights, or train with a lower peak_lr")
 

@@ -69,7 +69,8 @@ WRONG_DATA = {
     "floats": (lambda data: replace(data, images=(data.images / 255).astype(np.float32)), "uint8.*float"),
     "one channel": (lambda data: replace(data, images=data.images[..., :1]), r"\(N, 3, H, W\).*\(7, 1, 32, 32\)"),
     "no images": (lambda data: data.subset(slice(0)), "no images"),
-    "four classes": (lambda data: replace(data, classes=tuple("abcd")), r"\(7, 4\) images and classes.* \(7, 10\)"),
+    "four classes": (lambda data: replace(data, classes=tuple("abcd")), r"\(7, 10\) .*7 images of 4 classes"),
+    "labels of no class": (lambda data: replace(data, labels=data.labels + 9), "labels do not fit"),
 }
 
 
