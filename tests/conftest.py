@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ["WALKTHROUGH_DATA"] = "shapes10"
+os.environ["WALKTHROUGH_IMAGES"] = "100"  # in an explorer: as many as tests need
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
-// Puts something to play with in the place of a still figure: see `alive` in explorer.py, which writes the figure, the data and this.
-// It is built below a shadow root: its styles and names meet neither those of a notebook's front end nor those of another explorer.
+// Puts something to play with in the place of a still figure: `alive` in explorer.py writes the figure, the data and this.
+// It is built below a shadow root: its styles and names meet neither those of a notebook's front end nor another explorer's.
 // What comes from the data, such as a class's name, is set as text and never as markup.
 (() => {
   "use strict";
@@ -77,18 +77,20 @@
     find("#bars").append(...bars);
 
     find("#confusion").hidden = classes.length > MOST;
-    if (classes.length <= MOST) {
+    if (classes.length <= MOST) find("table").append(...confusion());
+
+    // Rows of buttons, each with the number of images of a class that are said to be of another one; a click leaves only these.
+    function confusion() {
       const counts = classes.map(() => classes.map(() => 0));
       for (const { actual, said } of images) counts[actual][said]++;
       const most = Math.max(...counts.flat());
       const number = (actual, said) => {
         const count = counts[actual][said];
-        const label = `is ${classes[actual]}, said ${classes[said]}: ${count} images`;
-        const cell = make("button", { type: "button", textContent: count || "·", disabled: !count, ariaLabel: label, title: label });
+        const ariaLabel = `is ${classes[actual]}, said ${classes[said]}: ${count} images`;
+        const cell = make("button", { type: "button", textContent: count || "·", disabled: !count, ariaLabel, title: ariaLabel });
         cell.onclick = () => {
           const again = cell.ariaPressed === "true"; // a second click takes the choice back
-          Object.assign(form.actual, { value: again ? "" : actual }), Object.assign(form.said, { value: again ? "" : said });
-          form.outcome.value = "all";
+          [form.actual.value, form.said.value, form.outcome.value] = again ? ["", "", "all"] : [actual, said, "all"];
           filter();
         };
         cell.dataset.pair = [actual, said];
@@ -98,7 +100,7 @@
       const heads = classes.map((name) => make("th", { scope: "col" }, make("span", { textContent: name })));
       const lines = classes.map((name, actual) => make("tr", {}, make("th", { scope: "row", textContent: name }),
         ...classes.map((_, said) => number(actual, said))));
-      find("table").append(make("tr", {}, make("th", { textContent: "is ╲ said" }), ...heads), ...lines);
+      return [make("tr", {}, make("th", { textContent: "is ╲ said" }), ...heads), ...lines];
     }
 
     function filter() {
@@ -144,7 +146,8 @@
     function draw() {
       const number = kept[form.at.value], image = images[number];
       find("#shown").hidden = find("#bars").parentNode.hidden = !image;
-      find("#position").textContent = `${(image ? +form.at.value + 1 : 0).toLocaleString("en")} of ${kept.length.toLocaleString("en")}`;
+      const [place, total] = [image ? +form.at.value + 1 : 0, kept.length].map((count) => count.toLocaleString("en"));
+      find("#position").textContent = `${place} of ${total}`;
       for (const cell of all("td button")) cell.ariaPressed = cell.dataset.pair === `${form.actual.value},${form.said.value}`;
       find("#headline").textContent = "No image here: choose other filters.";
       if (!image) return;
@@ -189,7 +192,8 @@
       const names = [...[form.first, form.second].map(({ value }) => classes[value]), "difference"];
       find("#difference").textContent = `${names[0]} − ${names[1]}`;
       const at = pointed && pointed.map((share) => Math.min(side - 1, Math.floor(share * side)));
-      const value = (map) => (at ? signed(map[at[0] * side + at[1]]) : signed(map.reduce((sum, cell) => sum + cell, 0), 1));
+      const digits = Math.max(...three.flat().map(Math.abs)) < 0.5 ? 3 : 2; // as many as 8 bits tell
+      const value = (map) => (at ? signed(map[at[0] * side + at[1]], digits) : signed(map.reduce((sum, cell) => sum + cell, 0), 1));
       const where = at ? `row ${at[0] + 1}, column ${at[1] + 1}` : "sum of the cells";
       const text = (k) => `${names[k]} ${value(three[k])}`;
       find("#reading").textContent = `${where}: ${range(3).map(text).join(", ")} logit units`;
@@ -239,7 +243,10 @@
     for (const canvas of mapped) {
       canvas.onpointermove = ({ offsetX, offsetY }) => point([offsetY / canvas.clientHeight, offsetX / canvas.clientWidth]);
       canvas.onpointerleave = canvas.onblur = () => point(null);
-      canvas.onpointerdown = (event) => (event.preventDefault(), find("form").focus()); // the arrow keys go on changing the image
+      canvas.onpointerdown = (event) => {
+        event.preventDefault(); // or a map would take the focus, and the arrow keys no longer change the image
+        find("form").focus({ preventScroll: true });
+      };
     }
     let touched = null;
     find(".panels").addEventListener("touchstart", ({ changedTouches: [touch] }) => (touched = touch), { passive: true });
@@ -276,7 +283,7 @@
     function draw() {
       const tries = guesses.length, hits = guesses.filter((guess, i) => guess === answers[i]).length, over = tries === rounds;
       root.querySelector("#headline").textContent = tries
-        ? `${hits} of ${tries} guessed right; a coin does as well or better in ${Math.round(100 * luck(hits, tries))} % of such games.`
+        ? `${hits} of ${tries} guessed right; a coin does as well or better in ${percent(luck(hits, tries))} of such games.`
         : "Was the network right or wrong? You see nothing but where its evidence lies.";
       maps.className = over ? "maps answers" : "maps";
       maps.replaceChildren(...(over ? range(rounds).map((i) => map(i, answers[i])) : [map(tries, `${tries + 1} of ${rounds}`)]));
