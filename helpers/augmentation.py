@@ -6,6 +6,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its update check stall
 
 import albumentations as A  # noqa: E402
 import cv2  # noqa: E402
+import numpy as np  # noqa: E402
 
 from helpers.data import MEAN, SIZE  # noqa: E402
 
@@ -39,3 +40,12 @@ def augmentation_steps(padding: int = 4, hole: int = 8, degrees: float = 7, flip
 def compose(steps: dict[str, A.BasicTransform], seed: int | None = None) -> A.Compose:
     """One pipeline of these steps: `compose(steps)(image=image)["image"]`, uint8 (32, 32, 3) in and out."""
     return A.Compose(list(steps.values()), seed=seed)
+
+
+def variants(image: np.ndarray, names: list, count: int = 6, seed: int = 0) -> list[np.ndarray]:
+    """Draw variants of one image (32, 32, 3) uint8 with the steps of these names alone, each applied every time."""
+    steps = augmentation_steps()
+    for step in steps.values():
+        step.p = 1
+    pipeline = compose({name: steps[name] for name in names}, seed)
+    return [pipeline(image=image)["image"] for _ in range(count)]

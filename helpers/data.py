@@ -3,18 +3,16 @@
 import errno
 import hashlib
 import io
+import multiprocessing.pool
 import os
 import shutil
-import tarfile
 import tempfile
-import threading
 import time
 import urllib.request
+import warnings
 import zipfile
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -22,26 +20,34 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from filelock import FileLock
 from torch.utils.data import DataLoader, get_worker_info
-from torchvision.datasets import CIFAR10, ImageFolder
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.datasets.utils import check_integrity
 from tqdm import tqdm
 
 from helpers import shapes
+from helpers.pictures import SIZE as SIZE
+from helpers.pictures import one_line, read, to_size
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Mean and standard deviation of each channel over all 50,000 x 32 x 32 training pixels of CIFAR-10, scaled to [0, 1].
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 
-SIZE = 32
 DOWNLOAD_TIMEOUT = 10  # seconds without a byte before a download counts as stalled
+SLOWEST = 20_000  # bytes a second that a download must bring, or it is ended
+PATIENCE = 30  # seconds for which it may bring fewer
 RETRY_AFTER = 24 * 3600  # seconds for which "auto" remembers that the download failed
 SHAPES_SIZES = (10000, 2000)  # training and test images of Shapes-10 unless asked otherwise
+EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".heic", ".heif", ".avif")  # the last three are refused, not passed over
+HIDDEN = (".", "__MACOSX")  # how names begin that are neither classes nor images
+LOCK = ".walkthrough-lock"  # lies in every unfinished folder, locked while its process lives
 REMEDIES = (
     "check the network and call load_dataset('cifar10') again, or set CIFAR10_URL to a mirror of cifar-10-python.tar.gz, "
-    "or unpack images into data/cifar10/{train,test}/<class>/, or use load_dataset('shapes10')"
+    "or unpack images into data/cifar10/{train,test}/<class>/, or set WALKTHROUGH_ROOT to a folder with room to write, "
+    "or use load_dataset('shapes10')"
 )
 
 
@@ -102,7 +108,7 @@ class DatasetPair(NamedTuple):
 
 def project_root() -> Path:
     """The folder that holds `data/` and `runs/`: WALKTHROUGH_ROOT in the environment, else the project's own."""
-    return Path(os.environ.get("WALKTHROUGH_ROOT") or Path(__file__).resolve().parents[1])
+    return Path(os.path.expanduser(os.environ.get("WALKTHROUGH_ROOT") or Path(__file__).resolve().parents[1]))
 
 
 def load_dataset(name="auto", root=None, train_size=None, test_size=None) -> DatasetPair:
@@ -115,8 +121,9 @@ def load_dataset(name="auto", root=None, train_size=None, test_size=None) -> Dat
     Raises ValueError for an unknown name or a malformed folder, FileNotFoundError for a missing folder, RuntimeError for
     a failed download; each message is one line that names the remedy.
     """
-    root = Path(root) if root else project_root() / "data"
-    if 0 in (train_size, test_size):
+    root = Path(os.path.expanduser(root)) if root else project_root() / "data"
+    _sweep(root)
+    if any(size is not None and size < 1 for size in (train_size, test_size)):
         raise ValueError("train_size and test_size must be at least 1")
     if name == "auto":
         name = os.environ.get("WALKTHROUGH_DATA") or "auto"
@@ -188,18 +195,25 @@ def _choose(root: Path) -> str:
     if (root / CIFAR10.base_folder).is_dir() or (root / "cifar10").is_dir():
         return "cifar10"
     failed = root / ".download-failed"
-    if failed.exists() and time.time() - failed.stat().st_mtime < RETRY_AFTER:
-        reason = failed.read_text()
-    else:
-        try:
-            _download(root)
-            return "cifar10"
-        except RuntimeError as error:
-            reason = str(error).split("; ")[0]
-            with suppress(OSError):
-                failed.write_text(reason)
-    print(f"*** Using Shapes-10, generated images, because {reason}. To get CIFAR-10: {REMEDIES}. ***")
+    try:
+        reason = _remembered(failed) or _download(root)
+    except RuntimeError as error:
+        reason = str(error)
+        with suppress(OSError):
+            failed.write_text(reason)
+    if not reason:
+        return "cifar10"
+    print(f"*** Using Shapes-10, generated images, because {reason}. ***")
     return "shapes10"
+
+
+def _remembered(failed: Path) -> str:
+    """Why the download from this address failed less than RETRY_AFTER ago, or ""; the file may hold, or be, anything."""
+    with suppress(OSError):
+        reason = failed.read_text("ascii", "replace")
+        if reason.startswith(_failure()) and abs(time.time() - failed.stat().st_mtime) < RETRY_AFTER:
+            return reason
+    return ""
 
 
 def _choose_images(dataset, size):
@@ -223,143 +237,154 @@ def _load_cifar10(root):
     return DatasetPair(*(Dataset(s.data, np.array(s.targets), CLASSES) for s in sets), "cifar10")
 
 
+def _url() -> str:
+    return os.environ.get("CIFAR10_URL") or CIFAR10.url
+
+
+def _failure() -> str:
+    return f"CIFAR-10 could not be downloaded from {one_line(_url(), 'ascii')} ("
+
+
 def _download(root: Path) -> None:
     """Fetch, verify and unpack CIFAR-10's archive; nothing stays behind when any of it fails."""
-    url = os.environ.get("CIFAR10_URL") or CIFAR10.url
+    target = root / CIFAR10.base_folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as folder:
-            archive = Path(folder) / CIFAR10.filename
-            _fetch(url, archive)
+        with _unfinished(root, ".download-") as folder:
+            archive = folder / CIFAR10.filename
+            _fetch(_url(), archive)
             if not check_integrity(archive, CIFAR10.tgz_md5):
-                raise OSError("the file that arrived is not CIFAR-10's archive (its MD5 differs)")
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-            shutil.move(Path(folder) / CIFAR10.base_folder, root / CIFAR10.base_folder)
-    except (OSError, ValueError, HTTPException, tarfile.TarError) as error:
-        raise RuntimeError(f"CIFAR-10 could not be downloaded from {url} ({error}); {REMEDIES}") from error
+                raise OSError(f"the {archive.stat().st_size:,} bytes that arrived are not CIFAR-10's archive: their MD5 differs")
+            shutil.unpack_archive(archive, folder)
+            (folder / CIFAR10.base_folder).rename(target)
+    except (OSError, ValueError, HTTPException) as error:
+        if not target.is_dir():  # else another process was faster
+            raise RuntimeError(f"{_failure()}{one_line(error, 'ascii')}); {REMEDIES}") from error
 
 
 def _open(url):
     """Open a connection, or give up after DOWNLOAD_TIMEOUT in all: looking a name up has no time limit of its own."""
-    future = Future()
-
-    def connect():
-        try:
-            future.set_result(urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT))
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=connect, daemon=True).start()
     try:
-        return future.result(DOWNLOAD_TIMEOUT)
-    except FutureTimeout:
+        with multiprocessing.pool.ThreadPool(1) as pool:
+            return pool.apply_async(urllib.request.urlopen, (url, None, DOWNLOAD_TIMEOUT)).get(DOWNLOAD_TIMEOUT)
+    except multiprocessing.TimeoutError:
         raise OSError(f"no answer within {DOWNLOAD_TIMEOUT} seconds") from None
 
 
 def _fetch(url, path):
-    with _open(url) as response, open(path, "wb") as file:
-        total = int(response.headers.get("Content-Length") or 0) or None
-        with tqdm(total=total, unit="B", unit_scale=True, desc="CIFAR-10") as bar:
-            while chunk := response.read(1 << 16):
-                file.write(chunk)
-                bar.update(len(chunk))
-    if total and path.stat().st_size < total:
-        raise OSError(f"the connection closed after {path.stat().st_size:,} of {total:,} bytes")
+    with (
+        _open(url) as response,
+        open(path, "wb") as out,
+        tqdm.wrapattr(out, "write", int(response.headers.get("Content-Length") or 0) or None, desc="CIFAR-10") as file,
+    ):
+        deadline = time.monotonic() + PATIENCE
+        while chunk := response.read1(1 << 16):  # what is there; read() would wait for all 64 kB
+            file.write(chunk)
+            deadline = min(deadline + len(chunk) / SLOWEST, time.monotonic() + PATIENCE)
+            if time.monotonic() > deadline:
+                raise OSError(f"it came at less than {SLOWEST // 1000} kB a second")
+
+
+@contextmanager
+def _unfinished(parent: Path, prefix: str):
+    """A folder beside what it is to become, removed at the end, and locked until then so that no `_sweep` removes it."""
+    with tempfile.TemporaryDirectory(dir=parent, prefix=prefix, ignore_cleanup_errors=True) as folder:
+        with FileLock(Path(folder, LOCK)):
+            yield Path(folder)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove the unfinished folders of processes that were killed: their locks are free."""
+    for lock in parent.glob(f".*-*/{LOCK}"):
+        with suppress(OSError):
+            if time.time() - lock.stat().st_mtime > 1:  # else its owner may be about to take it
+                with FileLock(lock, timeout=0):
+                    pass
+                shutil.rmtree(lock.parent)
 
 
 def _as_folder(name) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):
         return folder
     if isinstance(name, str) and len(folder.parts) == 1:
-        raise ValueError(f"unknown data set {name!r}: choose 'auto', 'cifar10', 'shapes10' or the path of an image folder")
-    raise FileNotFoundError(f"no folder {folder}: give the path of a folder that holds train/<class>/ and test/<class>/")
+        raise ValueError(f"unknown data set '{one_line(name)}': choose 'auto', 'cifar10', 'shapes10' or the path of a folder")
+    raise FileNotFoundError(f"no folder {one_line(folder)}: give the path of one that holds train/<class>/ and test/<class>/")
 
 
 def _load_folder(folder: Path) -> DatasetPair:
-    """Read `{train,test}/<class>/*`; arrays are cached in `<folder>.cache.npz` until a file changes."""
-    train, test = (_list_split(folder / part) for part in ("train", "test"))
-    if train.classes != test.classes:
-        alone = sorted(set(train.classes) ^ set(test.classes))
+    """Read `{train,test}/<class>/**`; arrays are cached in `<folder>.cache.npz` until a file changes."""
+    _sweep(folder.parent)
+    seen = set()  # shared, so that test images are not training images by way of a link
+    (classes, train), (also, test) = (_list_split(folder / part, seen) for part in ("train", "test"))
+    if classes != also:
+        alone = sorted(set(classes) ^ set(also))
         raise ValueError(f"{folder}: class {alone[0]!r} is in only one of train/ and test/: give every class both")
-    if len(train.classes) < 2:
-        raise ValueError(f"{folder}: found one class, {train.classes[0]!r}: a classifier needs two or more")
+    if len(classes) < 2:
+        raise ValueError(f"{folder}: found the classes {list(classes)}: a classifier needs two or more")
+    if odd := [name for name in classes if name != name.encode("utf-8", "replace").decode()]:
+        raise ValueError(f"{folder}: the name of class {one_line(odd[0])} is not UTF-8: rename its folders")
     cache = folder.parent / f"{folder.name}.cache.npz"
-    key = _fingerprint(train.samples + test.samples)
+    key = _fingerprint(train + test)
     images = _read_cache(cache, key)
     if images is None:
-        images = np.stack([_decode(path) for path, _ in tqdm(train.samples + test.samples, desc=f"decoding {folder.name}")])
+        images = np.stack([to_size(read(path)) for path, _ in tqdm(train + test, desc=f"decoding {folder.name}")])
         _write_cache(cache, images=images, key=key)
-    classes, n = tuple(train.classes), len(train.samples)
-    labels = np.array(train.targets + test.targets)
+    labels, n = np.array([label for _, label in train + test]), len(train)
     place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]  # tells two folders of one name apart
     name = "cifar10" if classes == CLASSES else f"folder-{folder.resolve().name}-{place}"
     halves = (Dataset(images[part], labels[part], classes) for part in (slice(n), slice(n, None)))
     return DatasetPair(*halves, name)
 
 
-def _list_split(folder):
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: an image folder holds train/<class>/ and test/<class>/")
-    try:
-        found = ImageFolder(folder)
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder}: {str(error).splitlines()[0]}") from error
+def _list_split(folder: Path, seen: set) -> tuple[tuple, list]:
+    """The classes of `folder/<class>/**`, and (path, class index) of every image by file name; what is hidden does not count."""
+    classes, samples = None, []
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        if os.path.realpath(place) in seen:
+            raise ValueError(f"{one_line(place)} is a link to a folder that is read anyway: remove it")
+        seen.add(os.path.realpath(place))
+        folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
+        paths = [os.path.join(place, name) for name in files if not name.startswith(HIDDEN)]
+        if lost := [path for path in paths if not os.path.exists(path)]:
+            raise ValueError(f"{one_line(lost[0])} is a link that leads nowhere: remove it")
+        if classes is None:
+            classes = tuple(folders)
+        else:
+            label = classes.index(Path(place).relative_to(folder).parts[0])
+            samples += [(path, label) for path in paths if path.lower().endswith(EXTENSIONS)]
+    if empty := set(range(len(classes))) - {label for _, label in samples}:
+        raise ValueError(f"{one_line(folder / classes[min(empty)])} holds no image: add some, or remove the folder")
     # By file name: CIFAR-10's files are numbered in their original order, which mixes the classes.
-    found.samples.sort(key=lambda sample: (Path(sample[0]).name, sample[1]))
-    found.targets = [target for _, target in found.samples]
-    return found
+    return classes, sorted(samples, key=lambda sample: (os.path.basename(sample[0]), sample[1], sample[0]))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB, turned upright as its EXIF data ask; transparent parts become white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey, which convert() would cut off at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def to_size(image: Image.Image) -> np.ndarray:
-    """The central square of an RGB picture, shrunk (or enlarged) to (32, 32, 3) uint8; the same pixels where it has that size."""
-    return np.array(image if image.size == (SIZE, SIZE) else ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BICUBIC))
-
-
-def _decode(path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return to_size(to_rgb(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {path} ({error}): replace or remove it") from error
+def _refuse(error):
+    raise type(error)(f"cannot look into {one_line(error.filename)} ({error.strerror}): it should hold a folder for each class")
 
 
 def _fingerprint(samples) -> str:
-    digest = hashlib.sha256()
-    for path, target in samples:
-        status = os.stat(path)
-        digest.update(f"{path}|{target}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    status = [os.stat(path) for path, _ in samples]
+    facts = [(*sample, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for sample, s in zip(samples, status)]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _read_cache(path, key):
     """The images in a cache file, or None if there is none, it is damaged, or it was made from other files."""
-    try:
-        with np.load(path) as file:
-            if str(file["key"]) == key:
-                return file["images"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as file:
+        if str(file["key"]) == key:
+            return file["images"]
     return None
 
 
 def _write_cache(path, **arrays):
     """Write a cache file in one step; a folder that cannot be written to goes without."""
-    with suppress(OSError), tempfile.TemporaryDirectory(dir=path.parent, prefix=".cache-") as folder:
-        np.savez(Path(folder) / path.name, **arrays)
-        os.replace(Path(folder) / path.name, path)
+    try:
+        with _unfinished(path.parent, ".cache-") as folder:
+            np.savez(folder / path.name, **arrays)
+            os.replace(folder / path.name, path)
+    except OSError as error:
+        warnings.warn(f"the images will be decoded again: {path} cannot be written ({one_line(error)})", stacklevel=2)
 
 
 def write_file(path, write, keep: bool = False) -> None:

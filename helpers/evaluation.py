@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import linear_sum_assignment
 from sklearn import metrics
 from tqdm import tqdm
 
@@ -76,14 +77,27 @@ def predict(model, dataset: Dataset, batch_size: int = 250, flip: bool = False) 
 
 
 def as_undecided(predictions: Predictions) -> np.ndarray:
-    """Right predictions that were as close a call as the mistakes: indices, sorted, each once.
+    """Right predictions that were as close a call as the mistakes, one for each where there are enough: indices, sorted.
 
-    For every mistake the right prediction whose margin, the best logit less the second, is the nearest to the mistake's.
+    Their margins, the best logit less the second, are matched with the mistakes' so that the sum of the gaps is the smallest
+    possible, and no image is taken twice.
     """
     second, best = np.sort(predictions.logits, axis=1)[:, -2:].T
     margin, right = best - second, np.flatnonzero(predictions.correct)
     gaps = np.abs(margin[~predictions.correct][:, None] - margin[right])
-    return np.unique(right[gaps.argmin(1)])
+    return np.sort(right[linear_sum_assignment(gaps)[1]])
+
+
+def right_of_each_class(predictions: Predictions) -> np.ndarray:
+    """One right prediction of each class that has any, from little confidence to much: indices, the least confident first."""
+    chosen = []
+    right = np.flatnonzero(predictions.correct)
+    right = right[np.argsort(predictions.confidence[right])]
+    for number in range(len(predictions.classes)):
+        members = right[predictions.labels[right] == number]
+        if len(members):
+            chosen.append(members[len(members) * number // len(predictions.classes)])
+    return np.array(sorted(chosen, key=predictions.confidence.__getitem__))
 
 
 def accuracy_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -99,6 +113,34 @@ def per_class(predictions: Predictions) -> pd.DataFrame:
     numbers = range(len(predictions.classes))
     scores = metrics.precision_recall_fscore_support(predictions.labels, predictions.predicted, labels=numbers, zero_division=0)
     return pd.DataFrame(dict(zip(("precision", "recall", "f1", "images"), scores)), index=list(predictions.classes))
+
+
+def recall_intervals(predictions: Predictions) -> pd.DataFrame:
+    """Recall over all images and of every class, with its 95 % Wilson interval: columns mean, from and to."""
+    rows = {"all classes": (predictions.accuracy, *accuracy_interval(int(predictions.correct.sum()), len(predictions.labels)))}
+    for name, right, total in zip(predictions.classes, np.diag(confusion(predictions)), confusion(predictions).sum(1)):
+        rows[name] = (right / total, *accuracy_interval(right, total))
+    return pd.DataFrame.from_dict(rows, "index", columns=["mean", "from", "to"])
+
+
+def calibration(predictions: Predictions, bins: int = 10) -> pd.DataFrame:
+    """Images in groups of like confidence (bins of equal width from 0 to 1, empty ones left out), least sure first.
+
+    Columns: confidence (mean), accuracy, from and to (its 95 % Wilson interval), images.
+    """
+    group = np.minimum((predictions.confidence * bins).astype(int), bins - 1)
+    rows = []
+    for number in np.unique(group):
+        confidence, correct = predictions.confidence[group == number], predictions.correct[group == number]
+        interval = accuracy_interval(int(correct.sum()), len(correct))
+        rows.append((confidence.mean(), correct.mean(), *interval, len(correct)))
+    return pd.DataFrame(rows, columns=["confidence", "accuracy", "from", "to", "images"])
+
+
+def calibration_error(predictions: Predictions, bins: int = 10) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): a group's |accuracy - confidence|, averaged over images."""
+    table = calibration(predictions, bins)
+    return float(np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["images"]))
 
 
 def confusion(predictions: Predictions) -> np.ndarray:

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import rankdata
 
-from helpers.data import MEAN
+from helpers.data import MEAN, to_float
+from helpers.evaluation import accuracy_interval, as_undecided
+from helpers.gradcam import GradCAM
 
 
 def pointing_game(heatmaps: torch.Tensor, masks: np.ndarray) -> np.ndarray:
@@ -19,6 +21,28 @@ def pointing_game(heatmaps: torch.Tensor, masks: np.ndarray) -> np.ndarray:
     flat = _cells(heatmaps)
     hits = masks.reshape(len(masks), -1)[np.arange(len(flat)), flat.argmax(1)]
     return (hits & (flat.max(1) > 0)).astype(float)
+
+
+def pointing_games(cams: dict, one, two: dict) -> dict[tuple, np.ndarray]:
+    """Play the pointing game on images of one object and on images of two: {(name, game): hits} for cams {name: a `GradCAM`}.
+
+    one: a data set with masks.  two: as `shapes.generate_pairs` makes them; the map of each object's class is scored on that
+    object, and on the other one, which it should leave alone.
+    """
+    images, hits = to_float(torch.from_numpy(two["images"]).permute(0, 3, 1, 2)), {}
+    masks = two["masks"].reshape(-1, *two["masks"].shape[2:])
+    for name, cam in cams.items():
+        hits[name, "one object"] = pointing_game(cam(one.tensor()), one.masks)
+        maps = cam(images, two["labels"])
+        hits[name, "its own of two"] = pointing_game(maps.flatten(0, 1), masks)
+        hits[name, "the other of two"] = pointing_game(maps.flip(1).flatten(0, 1), masks)
+    return hits
+
+
+def hit_rates(hits: dict) -> pd.DataFrame:
+    """Share of hits in each array of 0s and 1s and its 95 % Wilson interval, a row each: the columns mean, from and to."""
+    rows = {key: (hit.mean(), *accuracy_interval(hit.sum(), len(hit))) for key, hit in hits.items()}
+    return pd.DataFrame(rows, ["mean", "from", "to"]).T
 
 
 def energy_inside(heatmaps: torch.Tensor, masks: np.ndarray) -> np.ndarray:
@@ -61,22 +85,31 @@ def deletion(model, images: torch.Tensor, classes, order: np.ndarray, at_once: i
     return np.stack(curves, axis=1)
 
 
+def strongest_first(maps: torch.Tensor) -> np.ndarray:
+    """The cells of each map (N, h, h) from the strongest to the weakest, (N, h * h), as `deletion` takes them."""
+    return np.argsort(-_cells(maps), axis=1, kind="stable")
+
+
+def another(count: int, rng: np.random.Generator) -> np.ndarray:
+    """For each of `count` images the index of another one, each taken once."""
+    shuffled = rng.permutation(count)
+    others = np.empty_like(shuffled)
+    others[shuffled] = np.roll(shuffled, 1)
+    return others
+
+
 def deletion_orders(maps: torch.Tensor, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Orders in which to delete an image's cells: by its own map, and by what knows nothing of this image.
 
     maps: (N, h, h), of N images that play the same part.  Returns orders as `deletion` takes them, (N, h * h) each: strongest
     cell first by the image's own map, by the map of another of the N images and by the mean map; the centre first; at random.
     """
-    shuffled = rng.permutation(len(maps))
-    another = np.empty_like(shuffled)
-    another[shuffled] = np.roll(shuffled, 1)  # no image is another to itself
-    rankings = {
-        "own map": maps,
-        "another image's map": maps[another],
-        "mean map": maps.mean(0).expand_as(maps),
-        "centre first": centred_gaussian(maps.shape[-1]).expand_as(maps),
+    orders = {
+        "own map": strongest_first(maps),
+        "another image's map": strongest_first(maps[another(len(maps), rng)]),
+        "mean map": strongest_first(maps.mean(0).expand_as(maps)),
+        "centre first": strongest_first(centred_gaussian(maps.shape[-1]).expand_as(maps)),
     }
-    orders = {name: np.argsort(-_cells(ranking), axis=1, kind="stable") for name, ranking in rankings.items()}
     return orders | {"random order": rng.permuted(orders["own map"], axis=1)}
 
 
@@ -89,6 +122,16 @@ def deletion_gains(model, images: torch.Tensor, classes, orders: dict, at_once: 
     return {name: areas["random order"] - area for name, area in areas.items() if name != "random order"}
 
 
+def deletion_panels(gains: dict[str, dict[str, np.ndarray]], own: str = "own map") -> dict[str, pd.DataFrame]:
+    """Two tables to draw side by side: what each order gains over random order, and what the map `own` gains over each order.
+
+    gains: {group of images: as `deletion_gains` returns it}.  The rows are (order, group); see `mean_intervals`.
+    """
+    by_order = {(order, group): gain for group, found in gains.items() for order, gain in found.items()}
+    ahead = {(order, group): gains[group][own] - gain for (order, group), gain in by_order.items()}
+    return {"gain over random order (dashed)": mean_intervals(by_order), f"{own} less this one": mean_intervals(ahead)}
+
+
 def randomised(model, stages, seed: int = 0):
     """A copy of the model in which these parts have fresh random weights (Adebayo et al. 2018, arXiv:1810.03292)."""
     changed = copy.deepcopy(model)
@@ -98,6 +141,19 @@ def randomised(model, stages, seed: int = 0):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
     return changed
+
+
+def randomisation(model, images: torch.Tensor, classes, parts=("fc", "layer4", "layer3", "layer2", "layer1")) -> dict:
+    """How like its own image's map, and how like another's, a map remains as the network is randomised part after part.
+
+    Returns {step: table as `same_minus_other` returns it}, the first step being the network as it is.
+    """
+    original, found = GradCAM(model).evidence(images, classes), {}
+    for count in range(len(parts) + 1):
+        maps = GradCAM(randomised(model, parts[:count])).evidence(images, classes)
+        step = f"and {parts[count - 1]}" if count else "as trained"
+        found[step] = same_minus_other(rank_correlation(maps, original, every=True))
+    return found
 
 
 def diagnose(evidence: torch.Tensor) -> list[str]:
@@ -165,6 +221,51 @@ def same_minus_other(likeness: np.ndarray, same=None, other=None, seed: int = 0)
         same, other = (np.nansum(times * mean, axis=1) / times.sum(1) for mean in means)
     rows = {"same": same, "other": other, "difference": same - other}
     return pd.DataFrame({k: (x[0], *np.nanpercentile(x[1:], (2.5, 97.5))) for k, x in rows.items()}, ["mean", "from", "to"]).T
+
+
+def contrasts(pairs: dict) -> dict[str, pd.DataFrame]:
+    """`same_minus_other` of the rank correlation of each pair of sets of maps: {name: (first, second)}, (N, h, w) each."""
+    return {name: same_minus_other(rank_correlation(*pair, every=True)) for name, pair in pairs.items()}
+
+
+def contrast_panels(grids: dict[str, dict]) -> dict[str, pd.DataFrame]:
+    """Same minus other for pairs of maps on several grids, as they are and without what all images share: two tables to draw.
+
+    grids: {grid: pairs as `contrasts` takes them}.  The rows are (pair, grid), the columns mean, from and to.
+    """
+    raw, left = {}, {}
+    for grid, pairs in grids.items():
+        for name, pair in pairs.items():
+            for found, maps in ((raw, pair), (left, without_shared(*pair))):
+                found[name, grid] = same_minus_other(rank_correlation(*maps, every=True)).loc["difference"]
+    return {"same minus other": pd.DataFrame(raw).T, "same minus other, shared pattern taken out": pd.DataFrame(left).T}
+
+
+def pairs_of_maps(explain, dataset, predictions, twins=()) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Pairs of raw maps that might share a place, {what they are of: (first, second)}, (N, h, w) each.
+
+    Of mistakes: the predicted and the actual class, and the predicted class and the likeliest that is neither; of right
+    predictions that were as close a call: the best class and the second; both for log-softmax, too.
+    explain: a `GradCAM` at the layer before average and linear layer `fc`.  twins: two GradCAMs of other networks, for a
+    positive control: the actual class by one and by the other.
+    """
+    ranked, num_classes = np.argsort(-predictions.logits, axis=1), len(dataset.classes)
+    wrong, close = np.flatnonzero(~predictions.correct), as_undecided(predictions)
+    said, actual = predictions.predicted[wrong], predictions.labels[wrong]
+    third = np.where(ranked[wrong, 1] == actual, ranked[wrong, min(2, num_classes - 1)], ranked[wrong, 1])
+    of_mistakes, of_close = (all_maps(explain, dataset.tensor(indices), num_classes) for indices in (wrong, close))
+    pairs = {
+        "mistakes: predicted, actual": (of_class(of_mistakes, said), of_class(of_mistakes, actual)),
+        "right, as close: best, second": (of_class(of_close, ranked[close, 0]), of_class(of_close, ranked[close, 1])),
+        "mistakes: predicted, a third class": (of_class(of_mistakes, said), of_class(of_mistakes, third)),
+    }
+    bias = explain.model.fc.bias.detach().cpu()
+    of_mistakes, of_close = (log_softmax_maps(m, (m.sum((2, 3)) + bias).softmax(1)) for m in (of_mistakes, of_close))
+    pairs["log-softmax, mistakes"] = of_class(of_mistakes, said), of_class(of_mistakes, actual)
+    pairs["log-softmax, right"] = of_class(of_close, ranked[close, 0]), of_class(of_close, ranked[close, 1])
+    if twins:
+        pairs["one class, two trainings"] = tuple(twin.evidence(dataset.tensor(wrong), actual) for twin in twins)
+    return pairs
 
 
 def without_patterns(maps: torch.Tensor, *patterns: torch.Tensor) -> torch.Tensor:

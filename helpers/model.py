@@ -14,6 +14,7 @@ from helpers import shapes
 from helpers.data import CLASSES, MEAN, STD, project_root, write_file
 
 WEIGHTS = Path(__file__).parent / "weights"
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 SHIPPED = {"cifar10": CLASSES, "shapes10": shapes.CLASSES}  # classes of the files there, which do not name them
 
 
@@ -104,6 +105,18 @@ def dilated(model: PreActResNet, stages: tuple = ("layer4",)) -> PreActResNet:
     return fine
 
 
+@torch.inference_mode()
+def activations(model: PreActResNet, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the stem and each stage make of images (N, 3, H, W) in [0, 1]: {"stem": (N, width, H, W), ..., "layer4": ...}.
+
+    As the model is: in training mode batch norm takes the statistics of these images.
+    """
+    x, found = (images - model.mean) / model.std, {}
+    for name in STAGES:
+        x = found[name] = model.get_submodule(name)(x)
+    return found
+
+
 def describe_stages(model: PreActResNet, size: int = 32) -> pd.DataFrame:
     """Output shape and receptive field of the stem and each stage for images of this size in pixels, one row a stage.
 
@@ -113,7 +126,7 @@ def describe_stages(model: PreActResNet, size: int = 32) -> pd.DataFrame:
     rows, field, stride = [], 1, 1
     with torch.device("meta"):
         x, fresh = torch.zeros(1, 3, size, size), resnet18(model.fc.out_features, model.stem.out_channels)
-    for name in ("stem", "layer1", "layer2", "layer3", "layer4"):
+    for name in STAGES:
         stage = fresh.get_submodule(name)
         for part, module in stage.named_modules():
             if isinstance(module, nn.Conv2d) and not part.endswith("shortcut"):

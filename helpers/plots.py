@@ -11,6 +11,7 @@ from IPython.display import HTML
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from helpers.data import project_root, write_file
@@ -18,6 +19,7 @@ from helpers.data import project_root, write_file
 HEAT = "viridis"  # heatmaps: even steps of brightness, safe for the colour-blind
 SIGNED = "RdBu_r"  # signed maps: red for, blue against, white at zero
 COLOURS = sns.color_palette("colorblind")  # ten
+HEAT_LABEL, SIGNED_LABEL = "share of the\nmap's maximum", "evidence\n(logit units)"
 
 
 def save(figure: Figure, name: str, dataset_name: str) -> Figure:
@@ -124,6 +126,69 @@ def confusion_heatmap(matrix: np.ndarray, classes) -> Figure:
     return figure
 
 
+def feature_maps(rows: dict, image=None, one_scale: bool = False) -> Figure:
+    """Rows of a network's feature maps, {label: (C, h, w)}, below the image (3, H, W) in [0, 1] that they came from, if given.
+
+    Red is positive, blue negative, white zero. A row's colours end at its largest absolute value; with one_scale, at that of all.
+    """
+    columns, count = max(len(maps) for maps in rows.values()), len(rows) + (image is not None)
+    figure = Figure(figsize=(1.15 * columns + 2.2, 1.2 * count), layout="constrained")
+    axes = figure.subplots(count, columns, squeeze=False)
+    for ax in axes.flat:
+        _bare(ax)
+        ax.set_frame_on(False)
+    if image is not None:
+        axes[0, 0].imshow(_pixels(image))
+    limits = [float(np.abs(_array(maps)).max()) for maps in rows.values()]
+    for row, maps, limit in zip(axes[count - len(rows) :], rows.values(), limits):
+        limit = max(limits) if one_scale else limit
+        for ax, values in zip(row, _array(maps)):
+            ax.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
+    for ax, label in zip(axes[:, 0], [*(["image"] if image is not None else []), *rows]):
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    return figure
+
+
+def schedule(history) -> Figure:
+    """The learning rate at the end of each epoch, above the training loss; history: a table as `training.fit` returns it."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    panels = {"learning_rate": "learning rate", "train_loss": "training loss"}
+    for ax, (column, ylabel), colour in zip(figure.subplots(2, 1, sharex=True), panels.items(), COLOURS):
+        ax.plot(history["epoch"], history[column], marker="o", markersize=4, color=colour)
+        ax.set(ylabel=ylabel, ylim=(0, None))
+        ax.grid(alpha=0.3)
+    ax.set(xlabel="epoch")
+    return figure
+
+
+def one_number(accuracy: float, misses: pd.Series) -> Figure:
+    """An accuracy in large figures beside a bar for each class: the share of its images that are missed, in [0, 1], by class."""
+    figure = Figure(figsize=(10, 0.9 + 0.32 * len(misses)), layout="constrained")
+    number, bars = figure.subplots(1, 2, width_ratios=[2, 3])
+    number.axis("off")
+    number.text(0.5, 0.5, f"{accuracy:.2%}", fontsize=44, ha="center", va="center")
+    number.text(0.5, 0.22, "right, over all classes", fontsize=12, ha="center", va="center")
+    bars.barh(misses.index, misses, color=COLOURS[0])
+    bars.axvline(1 - accuracy, color=COLOURS[1], linestyle="--", label="all classes together")
+    bars.invert_yaxis()
+    bars.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bars.set(xlabel="share of the class that is missed")
+    bars.legend(loc="lower right")
+    return figure
+
+
+def reliability(table) -> Figure:
+    """How often a network is right over how sure it is: a dot with its interval for each row of a table by `calibration`."""
+    figure, ax = _single(6, 4.6)
+    ends = [table["accuracy"] - table["from"], table["to"] - table["accuracy"]]
+    ax.plot([0, 1], [0, 1], color="0.35", linestyle="--", label="as often right as it is sure")
+    ax.errorbar(table["confidence"], table["accuracy"], yerr=ends, fmt="o-", color=COLOURS[0], linewidth=2, label="the network")
+    ax.set(xlabel="mean confidence of the group", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    ax.grid(alpha=0.3)
+    ax.legend(loc="upper left")
+    return figure
+
+
 def histogram(groups: dict, xlabel: str, bins=30, range=None, ylabel: str = "share of the group", reference=None) -> Figure:
     """Outlined histograms of {label: (n,)}, each scaled to its own group; reference: (label, x) as a dashed line."""
     figure, ax = _single(7, 3.5)
@@ -136,16 +201,6 @@ def histogram(groups: dict, xlabel: str, bins=30, range=None, ylabel: str = "sha
         ax.axvline(reference[1], color="0.3", linestyle="--", label=reference[0])
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.legend()
-    return figure
-
-
-def dots(table, x: str, y: str, xlabel: str) -> Figure:
-    """A dot at the x of every row of a table, in a line for each y, and a bar at the mean of the line."""
-    figure, ax = _single(8, 1 + 0.4 * table[y].nunique())
-    sns.stripplot(table, x=x, y=y, ax=ax, jitter=False, size=7, alpha=0.7, color=COLOURS[0])
-    sns.pointplot(table, x=x, y=y, ax=ax, errorbar=None, linestyle="none", marker="|", markersize=16, color=COLOURS[1])
-    ax.set(xlabel=xlabel, ylabel="")
-    ax.grid(axis="x", alpha=0.3)
     return figure
 
 
@@ -185,7 +240,7 @@ def contrast(found: dict, xlabel: str) -> Figure:
 
 def folded(table: pd.DataFrame, summary: str = "The numbers") -> HTML:
     """A table with three decimals, behind a line to click on."""
-    return HTML(f"<details><summary>{summary}</summary>{table.round(3).to_html()}</details>")
+    return HTML(f"<details><summary>{summary}</summary>{table.to_html(float_format='{:.3f}'.format)}</details>")
 
 
 def heatmaps(maps, titles, columns: int = 10) -> Figure:
@@ -216,22 +271,36 @@ def explanations(images, titles, overlays=None, signed=None, scale: float = 1.25
     for ax, label in zip(axes[:, 0], ["image", *overlays, *signed]):
         ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
     for ax, image, title in zip(axes[0], images, titles):
-        ax.imshow(_pixels(image))
-        ax.set_title(title, fontsize=9.5)
+        _panel(ax, title, 9.5).imshow(_pixels(image))
     for row, maps in zip(axes[1:], overlays.values()):
         for ax, image, heat in zip(row, images, maps):
-            ax.imshow(_pixels(image).mean(-1), cmap="gray", vmin=0, vmax=1)
-            shown = ax.imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1, alpha=0.6)
+            shown = _overlay(_panel(ax), image, heat)
     if overlays:
-        figure.colorbar(shown, cax=figure.add_subplot(grid[1 : 1 + len(overlays), -1]), label="share of the\nmap's maximum")
-    limit = max((float(np.abs(_array(cells)).max()) for maps in signed.values() for cells in maps), default=0) or 1.0
+        figure.colorbar(shown, cax=figure.add_subplot(grid[1 : 1 + len(overlays), -1]), label=HEAT_LABEL)
+    limit = max((_limit(cells) for maps in signed.values() for cells in maps), default=1)
     for row, maps in zip(axes[1 + len(overlays) :], signed.values()):
         for ax, cells in zip(row, maps):
-            shown = ax.imshow(_array(cells), cmap=SIGNED, vmin=-limit, vmax=limit)
+            shown = _signed(_panel(ax), cells, limit)
     if signed:
-        figure.colorbar(shown, cax=figure.add_subplot(grid[1 + len(overlays) :, -1]), label="evidence\n(logit units)")
-    for ax in axes.flat:
-        _bare(ax)
+        figure.colorbar(shown, cax=figure.add_subplot(grid[1 + len(overlays) :, -1]), label=SIGNED_LABEL)
+    return figure
+
+
+def gradcam_steps(image, channels, weights, raw, heat) -> Figure:
+    """Grad-CAM as one row: the image, some channels under their weights, the weighted sum of all channels, its ReLU, enlarged.
+
+    image: (3, H, W) in [0, 1].  channels: {name: activations (h, w)}, each drawn on a scale of its own.  weights: as many.
+    raw: the weighted sum of all channels, (h, w).  heat: (H, W) in [0, 1].
+    """
+    figure = Figure(figsize=(1.65 * (len(channels) + 4), 2.5), layout="constrained")
+    axes = figure.subplots(1, len(channels) + 4)
+    _panel(axes[0], "the image").imshow(_pixels(image))
+    for ax, (name, cells), weight in zip(axes[1:], channels.items(), weights):
+        _signed(_panel(ax, f"{name}\n× {weight:+.3f}"), cells, _limit(cells))
+    axes[1].set_ylabel("channels that\ncontribute most", fontsize=10)
+    _signed(_panel(axes[-3], "+ … all channels\n= raw map"), raw, _limit(raw))
+    _signed(_panel(axes[-2], "ReLU"), _array(raw).clip(0), _limit(raw))
+    _overlay(_panel(axes[-1], "enlarged,\ndivided by its maximum"), image, heat)
     return figure
 
 
@@ -252,38 +321,29 @@ def explanation(image, title, probabilities, classes, labels, maps: dict, streng
         return figure.add_axes([(left + wider) / width, 1 - (top + height_) / height, width_ / width, height_ / height])
 
     middle = (height - 2.07) / 2 + 0.1
-    image_ax, bars = place(0.05, middle), place(3.04, middle)
-    image_ax.imshow(_pixels(image))
-    _probability_bars(bars, probabilities, classes, labels)
-    panels = [(title, image_ax)]
-    for row, (raw, heat) in enumerate(maps.values()):
+    _panel(place(0.05, middle), title).imshow(_pixels(image))
+    _probability_bars(place(3.04, middle), probabilities, classes, labels)
+    for row, (name, (raw, heat)) in enumerate(maps.items()):
         axes = [place(left, 0.35 + 2.5 * row) for left in (5.5, 7.6, 9.7)]
-        limit = float(np.abs(_array(raw)).max()) or 1.0
-        for i, (ax, values) in enumerate(zip(axes, _array(raw))):
+        for i, (ax, label) in enumerate(zip(axes, (*labels, f"{labels[0]} - {labels[1]}"))):
             if heat is not None and i < 2:
-                ax.imshow(_pixels(image).mean(-1), cmap="gray", vmin=0, vmax=1)
-                ax.imshow(_array(heat[i]), cmap=HEAT, vmin=0, vmax=1, alpha=strength)
+                _overlay(_panel(ax, label), image, heat[i], strength)
             else:
-                shown = ax.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
-        panels += zip((*labels, f"{labels[0]} - {labels[1]}"), axes)
-        axes[0].set_ylabel(list(maps)[row], fontsize=11)
-        figure.colorbar(shown, cax=place(11.87, 0.35 + 2.5 * row, 0.1), label="evidence\n(logit units)")
+                shown = _signed(_panel(ax, label), raw[i], _limit(raw))
+        axes[0].set_ylabel(name, fontsize=11)
+        figure.colorbar(shown, cax=place(11.87, 0.35 + 2.5 * row, 0.1), label=SIGNED_LABEL)
     if photo is not None:
-        panels.append(("photo", place(0.05 - wider, middle, 2.2)))
-        panels[-1][1].imshow(photo)
+        ax = _panel(place(0.05 - wider, middle, 2.2), "photo")
+        ax.imshow(photo)
         side = min(photo.size)
         corner = [(length - side) / 2 - 0.5 for length in photo.size]
-        panels[-1][1].add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linestyle="--"))
-    for name, ax in panels:
-        ax.set_title(name, fontsize=11)
-        _bare(ax)
+        ax.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linestyle="--"))
     return figure
 
 
 def _probability_bars(ax, probabilities, classes, marked):
     ax.barh(range(len(classes)), probabilities, color=[COLOURS[1 if name in marked else 0] for name in classes])
-    ax.set(xlim=(0, 1), xticks=[0, 0.5, 1])
-    ax.set_title("probability", fontsize=11)
+    _panel(ax, "probability").set(xlim=(0, 1), xticks=[0, 0.5, 1])
     ax.set_yticks(range(len(classes)), classes, fontsize=9)
     ax.invert_yaxis()
 
@@ -292,21 +352,38 @@ def cells(image, values, title: str, heat=None) -> Figure:
     """One image (3, H, W), its heatmap (H, W) in [0, 1] if there is one, and its raw map (h, w) with every cell's number."""
     figure = Figure(figsize=(7.5 if heat is None else 10.5, 3.4), layout="constrained")
     axes = figure.subplots(1, 2 if heat is None else 3)
-    axes[0].imshow(_pixels(image))
-    axes[0].set_title("image")
+    _panel(axes[0], "image").imshow(_pixels(image))
     if heat is not None:
-        axes[1].imshow(_pixels(image).mean(-1), cmap="gray", vmin=0, vmax=1)
-        shown = axes[1].imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1, alpha=0.6)
-        axes[1].set_title("heatmap")
-        figure.colorbar(shown, ax=axes[1], label="share of the map's maximum")
-    values = _array(values)
-    limit = float(np.abs(values).max()) or 1.0
-    bar = {"label": "evidence (logit units)"}
-    sns.heatmap(values, ax=axes[-1], annot=True, fmt=".2f", cmap=SIGNED, vmin=-limit, vmax=limit, square=True, cbar_kws=bar)
-    axes[-1].set_title(title)
-    for ax in axes:
-        _bare(ax)
+        figure.colorbar(_overlay(_panel(axes[1], "heatmap"), image, heat), ax=axes[1], label=HEAT_LABEL)
+    limit, bar = _limit(values), {"label": SIGNED_LABEL}
+    sns.heatmap(
+        _array(values), ax=axes[-1], annot=True, fmt=".2f", cmap=SIGNED, vmin=-limit, vmax=limit, square=True, cbar_kws=bar
+    )
+    _panel(axes[-1], title)
     return figure
+
+
+def _panel(ax, title: str = "", size: float = 11):
+    """A panel for a picture: without ticks, under its title."""
+    _bare(ax)
+    ax.set_title(title, fontsize=size)
+    return ax
+
+
+def _overlay(ax, image, heat, strength: float = 0.6):
+    """A heatmap (H, W) in [0, 1] over its image in grey."""
+    ax.imshow(_pixels(image).mean(-1), cmap="gray", vmin=0, vmax=1)
+    return ax.imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1, alpha=strength)
+
+
+def _signed(ax, values, limit: float):
+    """A raw map (h, w) cell by cell, white at zero."""
+    return ax.imshow(_array(values), cmap=SIGNED, vmin=-limit, vmax=limit)
+
+
+def _limit(values) -> float:
+    """The largest absolute value, or 1 where all are zero."""
+    return float(np.abs(_array(values)).max()) or 1.0
 
 
 def _single(width, height):

@@ -58,7 +58,8 @@ def test_summary_by_hand():
     rows = [(less, 0, 0.7), (all_of_it, 0, 0.8), (less, 1, 0.7), (all_of_it, 1, 0.6)]  # as runs end: not the recipe first
     table = ablation.summarise(pd.DataFrame(rows, columns=["variant", "seed", "validation_accuracy"]))
     # Differences -0.1 and +0.1: mean 0, standard deviation 0.1 * sqrt(2), divided by sqrt(2).
-    assert table.loc[less].tolist() == pytest.approx([0.7, 0, 0, 0.1, 2])
+    half = 12.7062 * 0.1  # Student's t of a printed table: one degree of freedom, 95 %, both sides
+    assert table.loc[less].tolist() == pytest.approx([0.7, 0, 0, 0.1, -half, half, 2], rel=1e-5)
     assert table.loc[all_of_it, "standard deviation"] == pytest.approx(0.2 / 2**0.5)
 
 

@@ -4,8 +4,10 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from helpers.augmentation import FILL, augmentation_steps, compose
+from helpers.augmentation import FILL, augmentation_steps, compose, variants
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 RAMP = np.repeat((16 + 7 * np.arange(32, dtype=np.uint8))[None, :, None], 32, axis=0).repeat(3, axis=2)  # brighter to the right
@@ -107,6 +109,15 @@ def test_same_seed_repeats_all_draws():
     assert draws[0] == draws[1] and len(set(draws[0])) == 10 and not set(draws[0]) & set(draws[2])
 
 
+def test_variants_apply_the_named_steps_alone_and_every_time():
+    assert all(np.array_equal(mirrored, IMAGE[:, ::-1]) for mirrored in variants(IMAGE, ["HorizontalFlip"], count=8))
+    assert [padded.shape for padded in variants(IMAGE, ["Padding"], count=2)] == [(40, 40, 3)] * 2
+    with_hole = variants(IMAGE, ["CoarseDropout"], count=8)
+    assert [int((image != IMAGE).any(2).sum()) for image in with_hole] == [64] * 8
+    again, other = variants(IMAGE, ["CoarseDropout"], count=8), variants(IMAGE, ["CoarseDropout"], count=8, seed=1)
+    assert np.array_equal(again, with_hole) and not np.array_equal(other, with_hole)
+
+
 def test_update_check_is_off_before_albumentations_is_imported(project, tmp_path):
     # A stand-in that tells what it would have seen, found first.
     (tmp_path / "albumentations.py").write_text("import os\nprint(os.environ.get('NO_ALBUMENTATIONS_UPDATE'))\nraise SystemExit")
@@ -114,3 +125,20 @@ def test_update_check_is_off_before_albumentations_is_imported(project, tmp_path
     environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"} | {"PYTHONPATH": path}
     command = [sys.executable, "-B", "-c", "import helpers.augmentation"]
     assert subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path).stdout.split() == ["1"]
+
+
+STRENGTHS = {"padding": st.integers(0, 8), "hole": st.integers(0, 16), "degrees": st.floats(0, 45), "flip": st.booleans()}
+
+
+@given(st.fixed_dictionaries(STRENGTHS), st.integers(0, 2**32 - 1))
+@settings(max_examples=50, derandomize=True, database=None, deadline=None)
+def test_any_strengths_keep_shape_kind_and_the_image_given(strengths, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    before = image.copy()
+    first, again = (compose(augmentation_steps(**strengths), seed)(image=image)["image"] for _ in range(2))
+    assert first.shape == (32, 32, 3) and first.dtype == np.uint8 and np.array_equal(first, again)
+    assert np.array_equal(image, before)
+    without = compose(augmentation_steps(**{name: 0 for name in strengths}), seed)(image=image)["image"]
+    assert np.array_equal(without, before)
+    mirrored = compose(augmentation_steps(padding=0, hole=0, degrees=0), seed)(image=image)["image"]
+    assert np.array_equal(mirrored, before) or np.array_equal(mirrored, before[:, ::-1])

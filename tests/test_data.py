@@ -1,19 +1,26 @@
 import hashlib
 import http.server
 import io
+import multiprocessing
 import os
 import pickle
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
@@ -112,6 +119,105 @@ def test_malformed_folder_is_one_line_that_names_the_offender(folder, spoil, err
     assert offender in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
+def add(path, content=b""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", [".", "train", "test", "train/cat", "test/dog"])
+@pytest.mark.parametrize("name", [".git", ".ipynb_checkpoints", "__MACOSX"])
+def test_hidden_folders_are_neither_classes_nor_images(folder, place, name):
+    shutil.copytree(folder / "test" / "cat", folder / place / name / "cat")
+    add(folder / place / "._0.png", b"what macOS keeps about a file, no image")
+    pair = load_dataset(folder)
+    assert (levels(pair.train), levels(pair.test), pair.classes) == ([0, 1, 2, 3], [100, 101, 102, 103], ("cat", "dog"))
+
+
+def link(path, target):
+    try:
+        path.symlink_to(target)
+    except OSError:
+        pytest.skip("this user or system may not make links")
+
+
+@pytest.mark.parametrize(
+    "path, target",
+    [
+        ("train/cat/9.png", "gone.png"),
+        ("train/owl", "gone"),
+        ("test/dog/more", "gone"),
+        ("train/cat/9.png", "9.png"),
+        ("train/loop", "loop"),
+        ("train/dog/up", ".."),
+        ("train/dog/up", "../.."),
+        ("train/dog/self", "."),
+        ("train/dog/cat", "../cat"),
+        ("train/kitten", "cat"),
+        ("test/cat/more", "../../train/cat"),
+    ],
+)
+def test_link_that_loses_or_multiplies_images_is_named(folder, path, target):
+    link(folder / path, target)
+    with pytest.raises(ValueError, match="is a link to a folder that is read anyway|is a link that leads nowhere") as caught:
+        load_dataset(folder)
+    assert len(str(caught.value).splitlines()) == 1
+    assert any(name in str(caught.value) for name in (path, "train/cat")) and "remove it" in str(caught.value)
+
+
+def test_links_to_images_and_folders_elsewhere_are_read(folder, tmp_path):
+    for n, part in enumerate(("train", "test")):
+        save(tmp_path / f"owls {part}" / "deep" / "7.png", grey(7 + n))
+        link(folder / part / "owl", tmp_path / f"owls {part}")
+    link(folder / "train" / "cat" / "9.png", tmp_path / "owls test" / "deep" / "7.png")
+    pair = load_dataset(folder)
+    assert (levels(pair.train), pair.train.labels.tolist()) == ([0, 1, 2, 3, 7, 8], [1, 0, 1, 0, 2, 0])
+    assert (levels(pair.test), pair.classes) == ([100, 101, 102, 103, 8], ("cat", "dog", "owl"))
+
+
+def test_names_that_are_no_text_are_read_as_files_and_named_as_classes(folder):
+    try:
+        path = os.fsdecode(bytes(folder / "train" / "cat") + b"/9\xe9.png")
+        save(Path(path), grey(9))
+    except OSError:
+        pytest.skip("this system's names are all text")
+    assert levels(load_dataset(folder).train) == [0, 1, 2, 3, 9]
+    Path(path).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"train/cat/9\\udce9.png \(it is not an image"):
+        load_dataset(folder)
+    for part in ("train", "test"):
+        shutil.copytree(folder / "test" / "cat", os.fsdecode(bytes(folder / part) + b"/\xe9"))
+    with pytest.raises(ValueError, match=r"class \\udce9 is not UTF-8: rename"):
+        load_dataset(folder)
+
+
+@pytest.mark.parametrize("file", ["9.heic", "9.AVIF", "9.tif"])
+def test_pictures_that_cannot_be_read_are_named_and_not_passed_over(folder, file):
+    content = io.BytesIO()
+    Image.fromarray(np.full((32, 32), 0.5, np.float32)).save(content, "TIFF")
+    add(folder / "train" / "dog" / file, content.getvalue() if file == "9.tif" else b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(ValueError, match=f"dog.{file} .*(HEIC|floats).*: save it as JPEG or PNG"):
+        load_dataset(folder)
+
+
+def test_folder_that_may_not_be_looked_into_is_named(folder, monkeypatch):
+    scandir = os.scandir  # permissions do not stop every user, so the system's answer is given here
+
+    def forbid(path):
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbid)
+    with pytest.raises(PermissionError, match="cannot look into .*train.cat .Permission denied"):
+        load_dataset(folder)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/pets", "no/" + 5000 * "a", "no/a\0b"])
+def test_impossible_path_is_a_missing_folder(name):
+    with pytest.raises(FileNotFoundError, match="no folder (~nobody|no/a).*train/<class>/"):
+        load_dataset(name)
+
+
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="'cifar'.*'auto', 'cifar10', 'shapes10'.*folder"):
         load_dataset("cifar")
@@ -123,10 +229,19 @@ def fail(*args, **kwargs):
 
 def test_second_load_decodes_nothing(folder, monkeypatch):
     first = load_dataset(folder)
-    monkeypatch.setattr(data, "_decode", fail)
+    monkeypatch.setattr(data, "read", fail)
     second = load_dataset(folder)
     assert all(np.array_equal(a.images, b.images) for a, b in zip(first[:2], second[:2]))
     assert levels(second.test) == [100, 101, 102, 103]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no time of a file's last change that nobody can set")
+def test_file_changed_behind_its_size_and_time_invalidates_the_cache(folder):
+    path = folder / "train" / "cat" / "9.bmp"
+    for level in (9, 10):  # as unpacked from two archives whose files all have one date
+        save(path, grey(level))
+        os.utime(path, (10**9, 10**9))
+        assert levels(load_dataset(folder).train) == [0, 1, 2, 3, level]
 
 
 def test_changed_and_added_files_invalidate_the_cache(folder):
@@ -149,13 +264,14 @@ def test_damaged_cache_is_ignored_and_replaced(folder, damage, monkeypatch):
     (cache,) = folder.parent.glob("*.npz")
     cache.write_bytes(damage(cache.read_bytes()))
     assert levels(load_dataset(folder).test) == [100, 101, 102, 103]
-    monkeypatch.setattr(data, "_decode", fail)
+    monkeypatch.setattr(data, "read", fail)
     assert levels(load_dataset(folder).test) == [100, 101, 102, 103]
 
 
 def test_cache_that_cannot_be_written_leaves_nothing_behind(folder):
     (folder.parent / "pets.cache.npz").mkdir()
-    assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
+    with pytest.warns(UserWarning, match="decoded again: .*pets.cache.npz cannot be written"):
+        assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
     assert sorted(p.name for p in folder.parent.iterdir()) == ["pets", "pets.cache.npz"]
 
 
@@ -164,7 +280,8 @@ def test_read_only_parent_goes_without_a_cache(folder):
     try:
         if os.access(folder.parent, os.W_OK):
             pytest.skip("this user or system may write to read-only folders")
-        assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
+        with pytest.warns(UserWarning, match="decoded again: .*pets.cache.npz cannot be written"):
+            assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
         assert list(folder.parent.iterdir()) == [folder]
     finally:
         folder.parent.chmod(0o700)
@@ -197,26 +314,32 @@ def archive(cifar10, monkeypatch):
     return buffer.getvalue()
 
 
+def answer(request):
+    server = request.server
+    request.send_response(200 if server.body else 404)
+    for name, value in server.headers.items():
+        request.send_header(name, value)
+    request.end_headers()
+    request.wfile.write(server.body)
+
+
 @pytest.fixture
 def mirror(monkeypatch):
-    """The server that CIFAR10_URL names: sends `.headers` and `.body`, then waits for `.go_on`; notes what it was `.asked`."""
+    """The server that CIFAR10_URL names: gives its `.answer`, then waits for `.go_on`; notes what it was `.asked`."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             server.asked.append(self.path)
-            self.send_response(200 if server.body else 404)
-            for name, value in server.headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(server.body)
-            self.wfile.flush()
+            with suppress(ConnectionError):
+                server.answer(self)
             server.go_on.wait(20)
 
         def log_message(self, *_):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.body, server.headers, server.go_on = [], b"", {}, threading.Event()
+    server.asked, server.body, server.headers, server.answer, server.go_on = [], b"", {}, answer, threading.Event()
+    server.over = threading.Event()
     server.go_on.set()
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -224,6 +347,7 @@ def mirror(monkeypatch):
     monkeypatch.setenv("CIFAR10_URL", f"http://127.0.0.1:{server.server_address[1]}/mirrored.tar.gz")
     yield server
     server.go_on.set()
+    server.over.set()
     server.shutdown()
     server.server_close()
 
@@ -260,6 +384,38 @@ def stall(mirror, archive):
     mirror.go_on.clear()
 
 
+def drip(mirror, archive, start=0):
+    def answer(request):
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(bytes(start))
+        while not mirror.over.wait(0.1):
+            request.wfile.write(b"?")
+
+    mirror.answer = answer
+
+
+def drip_after_a_good_start(mirror, archive):
+    drip(mirror, archive, start=1_000_000)  # 50 seconds at the least speed
+
+
+def drip_the_headers(mirror, archive):
+    def answer(request):
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nName: ")
+        while not mirror.over.wait(0.1):
+            request.wfile.write(b"?")
+
+    mirror.answer = answer
+
+
+def send_round_in_a_circle(mirror, archive):
+    reply(mirror, b"HTTP/1.1 302 Found\r\nLocation: /mirrored.tar.gz\r\n\r\n")
+
+
+def reply(mirror, content):
+    mirror.answer = lambda request: request.wfile.write(content)
+
+
 def send_another_file(mirror, archive):
     mirror.body, mirror.headers = archive + b"?", {"Content-Length": len(archive) + 1}
 
@@ -268,21 +424,46 @@ def send_another_file(mirror, archive):
     "prepare, reason",
     [
         (send_another_file, "MD5"),
-        (break_off, "of [0-9,]+ bytes"),
+        (break_off, "bytes that arrived are not"),
         (break_off_within_a_chunk, "IncompleteRead|connection closed"),
         (stall, "timed out"),
         (lambda mirror, archive: None, "404"),
+        (drip, "less than 20 kB a second"),
+        (drip_after_a_good_start, "less than 20 kB a second"),
+        (drip_the_headers, "no answer within 0.5 seconds"),
+        (send_round_in_a_circle, "infinite loop"),
+        (lambda mirror, archive: reply(mirror, b"\0\x1b[2J\xff garbage\n\n"), "garbage"),
+        (lambda mirror, archive: reply(mirror, b"HTTP/1.1 404 " + b"very " * 10_000 + b"bad\r\n\r\n"), "404: very .*bad"),
+        (lambda mirror, archive: reply(mirror, b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"), "many"),
+        (lambda mirror, archive: reply(mirror, b""), "closed connection without response"),
     ],
-    ids=["another file", "broken off", "broken off in a chunk", "stalled", "absent"],
+    ids=["another file", "broken off", "broken off in a chunk", "stalled", "absent", "drips", "drips after a good start"]
+    + ["drips its headers", "circle", "garbage", "64 kB of reason", "no number", "nothing"],
 )
 def test_failed_download_names_the_remedies_and_leaves_nothing(tmp_path, monkeypatch, mirror, archive, prepare, reason):
     monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(data, "PATIENCE", 0.5)
     prepare(mirror, archive)
+    start = time.monotonic()
     remedies = f"{os.environ['CIFAR10_URL']}.*({reason}).*CIFAR10_URL.*data/cifar10/.*shapes10"
     with pytest.raises(RuntimeError, match=remedies) as caught:
         load_dataset("cifar10", tmp_path)
-    assert len(str(caught.value).splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+    assert len(str(caught.value).splitlines()) == 1 and str(caught.value).isprintable() and len(str(caught.value)) < 1000
+    assert list(tmp_path.iterdir()) == [] and time.monotonic() - start < 5
+
+
+def test_slow_but_steady_download_is_waited_for(tmp_path, monkeypatch, mirror, cifar10, archive):
+    def answer(request):
+        request.send_response(200)
+        request.end_headers()
+        for place in range(0, len(archive), len(archive) // 20):
+            request.wfile.write(archive[place : place + len(archive) // 20])
+            time.sleep(0.05)
+
+    mirror.answer = answer
+    monkeypatch.setattr(data, "SLOWEST", len(archive) / 5)  # in five seconds; it comes in one
+    monkeypatch.setattr(data, "PATIENCE", 0.5)
+    assert_is_cifar10(load_dataset("cifar10", tmp_path), cifar10)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/x", "http://127.0.0.1:port/x", "mirror/cifar-10-python.tar.gz"])
@@ -323,6 +504,201 @@ def test_auto_says_why_it_falls_back_and_asks_the_network_once_a_day(tmp_path, m
     assert len(mirror.asked) == 2
     load_dataset("auto", tmp_path, train_size=1, test_size=1)
     assert len(mirror.asked) == 2  # the second failure is remembered as well
+
+
+def test_changed_address_is_tried_at_once(tmp_path, monkeypatch, mirror, cifar10, archive):
+    assert load_dataset("auto", tmp_path, 1, 1).name == "shapes10"
+    monkeypatch.setenv("CIFAR10_URL", os.environ["CIFAR10_URL"].replace("mirrored", "another"))
+    assert load_dataset("auto", tmp_path, 1, 1).name == "shapes10"
+    assert mirror.asked == ["/mirrored.tar.gz", "/another.tar.gz"]
+    monkeypatch.setenv("CIFAR10_URL", os.environ["CIFAR10_URL"].replace("another", "good"))
+    mirror.body = archive
+    assert_is_cifar10(load_dataset("auto", tmp_path), cifar10)
+
+
+def make_a_folder(marker, reason):
+    marker.unlink()
+    marker.mkdir()
+
+
+def date_in_the_future(marker, reason):
+    os.utime(marker, (time.time() + 10**8, time.time() + 10**8))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda marker, reason: marker.write_text(""),
+        lambda marker, reason: marker.write_bytes(bytes(range(256))),
+        lambda marker, reason: marker.write_text(f"\n\n{reason}"),
+        lambda marker, reason: marker.write_text("because of an older version"),
+        make_a_folder,
+        date_in_the_future,
+    ],
+    ids=["empty", "binary", "lines", "other text", "folder", "future"],
+)
+def test_spoilt_memory_of_a_failure_is_none(tmp_path, mirror, capsys, spoil):
+    load_dataset("auto", tmp_path, 1, 1)
+    (marker,) = tmp_path.iterdir()
+    spoil(marker, marker.read_text())
+    for _ in range(2):
+        capsys.readouterr()
+        assert load_dataset("auto", tmp_path, 1, 1).name == "shapes10"
+        (banner,) = capsys.readouterr().out.splitlines()
+        assert "because CIFAR-10 could not be downloaded from http://127.0.0.1" in banner and "404" in banner
+    assert len(mirror.asked) == (3 if marker.is_dir() else 2)  # the failure is remembered where that can be written
+
+
+def test_failure_is_told_where_only_ascii_can_be_printed(tmp_path, mirror, project):
+    reply(mirror, "HTTP/1.1 404 Página não encontrada\r\n\r\n".encode("latin-1"))
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"}
+    environment = os.environ | ascii_only | {"PYTHONPATH": str(project)}
+    code = f"from helpers.data import load_dataset\nfor _ in range(2): print(load_dataset('auto', {str(tmp_path)!r}, 1, 1).name)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.count("404: P\\xe1gina n\\xe3o encontrada") == 2 and done.stdout.endswith("***\nshapes10\n")
+    assert len(mirror.asked) == 1
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["both succeed", "this one fails"])
+def test_what_another_process_finished_first_is_taken(tmp_path, mirror, cifar10, archive, fails):
+    def finish_elsewhere_first(request):
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(tmp_path)
+        mirror.body = b"" if fails else archive
+        answer(request)
+
+    mirror.answer = finish_elsewhere_first
+    assert_is_cifar10(load_dataset("auto", tmp_path), cifar10)
+    assert [p.name for p in tmp_path.iterdir()] == ["cifar-10-batches-py"]
+    assert sorted(p.name for p in (tmp_path / "cifar-10-batches-py").iterdir()) == sorted(cifar10)
+
+
+CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
+CONTEXT.set_forkserver_preload(["helpers.augmentation", "pytest"])  # what takes long to import, once for all processes
+
+
+def load_elsewhere(root, environment, checksums, start, results):
+    """What another process does; it has neither this one's environment nor its patches."""
+    os.environ.update(environment)
+    for name, value in checksums.items():
+        setattr(CIFAR10, name, value)
+    start.wait()
+    pair = load_dataset("auto", root)
+    results.put((pair.name, int(pair.train.images.sum()), pair.train.labels.tolist()))
+
+
+@pytest.fixture
+def elsewhere(tmp_path, mirror, archive):
+    """Starts processes that load "auto" from `tmp_path` at the same moment; a queue brings (name, sum of pixels, labels)."""
+    environment = {name: os.environ[name] for name in ("CIFAR10_URL", "no_proxy")} | {"WALKTHROUGH_DATA": ""}
+    checksums = {name: getattr(CIFAR10, name) for name in ("train_list", "test_list", "meta", "tgz_md5")}
+    processes, results, barriers = [], CONTEXT.Queue(), []
+
+    def begin(count):
+        barriers.append(CONTEXT.Barrier(count))  # which has to stay alive here
+        arguments = tmp_path, environment, checksums, barriers[-1], results
+        processes.extend(CONTEXT.Process(target=load_elsewhere, args=arguments) for _ in range(count))
+        for process in processes:
+            process.start()
+        return processes, results
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def test_ten_processes_share_one_folder(tmp_path, elsewhere, mirror, cifar10, archive):
+    mirror.body = archive
+    processes, results = elsewhere(10)
+    found = [results.get(timeout=120) for _ in processes]
+    here = load_dataset("cifar10", tmp_path)
+    assert_is_cifar10(here, cifar10)
+    assert found == 10 * [("cifar10", here.train.images.sum(), here.train.labels.tolist())]
+    for process in processes:
+        process.join()
+    assert [p.name for p in tmp_path.iterdir()] == ["cifar-10-batches-py"]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_leftovers_of_killed_processes_are_removed_and_no_others(tmp_path, elsewhere, mirror, cifar10, archive):
+    def begin_and_wait(request):
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(archive[:1000])
+        mirror.go_on.wait(60)
+        request.wfile.write(archive[1000:])
+
+    mirror.answer = begin_and_wait
+    mirror.go_on.clear()
+    processes, results = elsewhere(3)
+    wait_for(lambda: len(list(tmp_path.glob(".download-*/*.tar.gz"))) == 3)
+    for process in processes[:2]:
+        process.kill()
+        process.join()
+    for lock in tmp_path.glob(f".download-*/{data.LOCK}"):
+        os.utime(lock, (10**9, 10**9))  # old enough to be swept, were it not for the one that is held
+    load_dataset("shapes10", tmp_path, 1, 1)
+    assert len(list(tmp_path.iterdir())) == 1
+    mirror.go_on.set()
+    assert results.get(timeout=60)[0] == "cifar10"
+    processes[2].join()
+    assert_is_cifar10(load_dataset("auto", tmp_path), cifar10)
+    assert [p.name for p in tmp_path.iterdir()] == ["cifar-10-batches-py"]
+
+
+def die_while_writing(parent):
+    with data._unfinished(parent, ".cache-") as unfinished:
+        (unfinished / "pets.cache.npz").write_bytes(b"half of it")
+        os._exit(1)
+
+
+def test_unfinished_cache_of_a_dead_process_is_removed(folder):
+    process = CONTEXT.Process(target=die_while_writing, args=(folder.parent,))
+    process.start()
+    process.join()
+    (lock,) = folder.parent.glob(f".cache-*/{data.LOCK}")
+    os.utime(lock, (10**9, 10**9))
+    assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["pets", "pets.cache.npz"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of a megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if shutil.which("mount") is None or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]).returncode:
+        pytest.skip("this user or system may not mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("room", [0.5, 1.5, 2.5], ids=["for half of the archive", "for half of its files", "for both"])
+def test_full_disk_ends_a_download_in_one_line(small_disk, mirror, cifar10, archive, room):
+    mirror.body = archive
+    (small_disk / "filler").write_bytes(bytes((1 << 20) - int(room * len(archive))))
+    if room > 2:
+        assert_is_cifar10(load_dataset("cifar10", small_disk), cifar10)
+        return
+    with pytest.raises(RuntimeError, match="No space left on device.*WALKTHROUGH_ROOT") as caught:
+        load_dataset("cifar10", small_disk)
+    assert len(str(caught.value).splitlines()) == 1
+    assert [p.name for p in small_disk.iterdir()] == ["filler"]
+
+
+def test_full_disk_goes_without_a_cache(small_disk, folder):
+    pets = shutil.copytree(folder, small_disk / "pets")
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - (1 << 14)))
+    with pytest.warns(UserWarning, match="decoded again: .*pets.cache.npz cannot be written .*No space left"):
+        assert levels(load_dataset(pets).train) == [0, 1, 2, 3]
+    assert sorted(p.name for p in small_disk.iterdir()) == ["filler", "pets"]
 
 
 def test_auto_goes_on_where_nothing_can_be_written(tmp_path, mirror, capsys):
@@ -382,6 +758,13 @@ def test_split_is_disjoint_complete_and_fixed_by_its_seed():
 def test_split_needs_images_on_both_sides(size):
     with pytest.raises(ValueError, match="between 1 and 19"):
         split_off(NUMBERED, size)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-3, 1)])
+@pytest.mark.parametrize("name", ["shapes10", "folder"])
+def test_sizes_below_one_are_refused(folder, name, sizes):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        load_dataset(folder if name == "folder" else name, None, *sizes)
 
 
 def test_sizes_choose_images_at_random_but_always_the_same(folder):
@@ -444,6 +827,43 @@ def test_loader_keeps_the_order_or_shuffles_every_epoch_anew():
     first, second = (torch.cat([labels for _, labels in loader]).tolist() for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(20)) and first != second
     assert all(torch.equal(images[:, 0, 0, 0], labels) for images, labels in loader)
+
+
+bounded = settings(max_examples=50, derandomize=True, database=None, deadline=None)
+
+
+def numbered(count):
+    """So many images; pixel (row, column) of image n is n + row + 7 x column + 50 x channel, and its label n."""
+    row, column, channel = np.ogrid[:32, :32, :3]
+    images = np.stack([(n + row + 7 * column + 50 * channel) % 256 for n in range(count)]).astype(np.uint8)
+    return Dataset(images, np.arange(count), CLASSES, masks=images[..., 0] > 99)
+
+
+@given(st.integers(1, 60), st.integers(1, 70), st.one_of(st.none(), st.integers(0, 2**63)))
+@bounded
+def test_loader_serves_every_image_once_with_its_label(count, batch_size, seed):
+    dataset = numbered(count)
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    batches = list(make_loader(dataset, batch_size, generator))
+    assert [len(labels) for _, labels in batches] == [min(batch_size, count - n) for n in range(0, count, batch_size)]
+    images, labels = (torch.cat(parts).numpy() for parts in zip(*batches))
+    assert sorted(labels) == list(range(count)) and (seed is not None or labels.tolist() == list(range(count)))
+    assert images.dtype == np.uint8 and np.array_equal(images.transpose(0, 2, 3, 1), dataset.images[labels])
+
+
+@given(st.integers(2, 60), st.data())
+@bounded
+def test_split_and_subset_keep_images_labels_and_masks_together(count, draw):
+    dataset, size = numbered(count), draw.draw(st.integers(1, count - 1))
+    rest, chosen = split_off(dataset, size, seed=draw.draw(st.integers(0, 2**32)))
+    order = draw.draw(st.lists(st.integers(-count, count - 1), max_size=20))
+    assert (len(rest), len(chosen)) == (count - size, size)
+    assert sorted([*rest.labels, *chosen.labels]) == list(range(count))
+    for part in (rest, chosen, dataset.subset(order), dataset.subset(np.array(order, int))):
+        assert np.array_equal(part.images, dataset.images[part.labels])
+        assert np.array_equal(part.masks, dataset.masks[part.labels])
+    assert dataset.subset(order).labels.tolist() == [n % count for n in order]
+    assert np.array_equal(dataset.images, numbered(count).images)
 
 
 def crops(seed, num_workers, augmentation_seed=None):

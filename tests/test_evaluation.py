@@ -4,11 +4,24 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import classification_report
 
 from helpers import shapes
 from helpers.data import Dataset
-from helpers.evaluation import Predictions, accuracy_interval, as_undecided, confusion, most_confused, per_class, predict
+from helpers.evaluation import (
+    Predictions,
+    accuracy_interval,
+    as_undecided,
+    calibration,
+    calibration_error,
+    confusion,
+    most_confused,
+    per_class,
+    predict,
+    recall_intervals,
+    right_of_each_class,
+)
 from helpers.model import resnet18
 
 
@@ -77,7 +90,19 @@ def test_right_predictions_as_undecided_as_the_mistakes_by_hand():
     margins = np.array([1.0, 5.0, 0.9, 1.2, 4.0, 9.0, 5.6, 0.95])
     logits = np.stack([margins + 3, np.full(8, 3.0), np.zeros(8)], axis=1)
     labels = np.array([1, 2, 0, 0, 0, 0, 0, 1])  # mistakes: the first, the second and the last
-    assert as_undecided(Predictions(logits, labels, ("a", "b", "c"))).tolist() == [2, 6]
+    # Margins 1.0, 5.0 and 0.95: the right predictions with 0.9 and 1.2, and 5.6; with 0.9 for both, their mean would be lower.
+    assert as_undecided(Predictions(logits, labels, ("a", "b", "c"))).tolist() == [2, 3, 6]
+
+
+def test_one_right_prediction_of_each_class_by_hand():
+    sure = np.array([0.9, 0.6, 0.7, 0.8, 0.95, 0.99, 0.5])
+    labels = np.array([0, 0, 1, 1, 1, 2, 2])
+    logits = np.full((7, 4), -20.0, dtype=np.float32)
+    logits[np.arange(7), labels] = np.log(sure / (1 - sure))
+    logits[np.arange(7), 3] = 0  # so that class 3 has the rest; it has no image of its own
+    logits[5, 3] = 9  # a mistake
+    # Of four classes the first gives its least sure image, the second the one a quarter up, the third the one half up.
+    assert right_of_each_class(Predictions(logits, labels, ("a", "b", "c", "d"))).tolist() == [6, 1, 2]
 
 
 def test_what_follows_from_the_logits_by_hand():
@@ -129,6 +154,43 @@ def test_scores_per_class_agree_with_sklearns_report():
     for name, row in per_class(answers).iterrows():
         expected = [report[name][k] for k in ("precision", "recall", "f1-score", "support")]
         assert list(row[["precision", "recall", "f1", "images"]]) == pytest.approx(expected)
+
+
+def test_recall_intervals_are_wilsons_of_every_class_and_of_all():
+    rng = np.random.default_rng(0)
+    answers = Predictions(rng.normal(size=(60, 3)).astype(np.float32), rng.integers(0, 3, 60), ("x", "y", "z"))
+    table = recall_intervals(answers)
+    assert list(table.index) == ["all classes", "x", "y", "z"]
+    parts = [answers.correct, *(answers.correct[answers.labels == number] for number in range(3))]
+    for row, part in zip(table.to_numpy(), parts):
+        expected = binomtest(int(part.sum()), len(part)).proportion_ci(0.95, method="wilson")
+        np.testing.assert_allclose(row, (part.mean(), expected.low, expected.high), atol=2e-5)
+
+
+def sure_by(confidences, right):
+    """Answers of two classes with these confidences in class 0, whose label it is where the answer is right."""
+    confidences = np.array(confidences)
+    logits = np.log(np.stack([confidences, 1 - confidences], axis=1)).astype(np.float32)
+    return Predictions(logits, np.where(right, 0, 1), ("a", "b"))
+
+
+def test_calibration_by_hand():
+    answers = sure_by([0.55, 0.57, 0.9, 0.94, 0.92, 0.96], [True, False, True, True, True, False])
+    table = calibration(answers, bins=4)  # 0.5 to 0.75, and 0.75 to 1; the two below are empty
+    np.testing.assert_allclose(table[["confidence", "accuracy", "images"]], [[0.56, 0.5, 2], [0.93, 0.75, 4]], rtol=1e-6)
+    np.testing.assert_allclose(table[["from", "to"]], [accuracy_interval(1, 2), accuracy_interval(3, 4)])
+    assert calibration_error(answers, bins=4) == pytest.approx((2 * 0.06 + 4 * 0.18) / 6)
+
+
+def test_calibration_agrees_with_sklearns_curve_and_takes_a_confidence_of_one():
+    rng = np.random.default_rng(0)
+    answers = Predictions(rng.normal(scale=3, size=(400, 5)).astype(np.float32), rng.integers(0, 5, 400), tuple("abcde"))
+    accuracy, confidence = calibration_curve(answers.correct, answers.confidence, n_bins=10)
+    table = calibration(answers)
+    np.testing.assert_allclose(table[["accuracy", "confidence"]], np.stack([accuracy, confidence], axis=1))
+    assert table["images"].sum() == 400
+    certain = Predictions(np.array([[200.0, 0.0]], dtype=np.float32), np.array([0]), ("a", "b"))
+    assert calibration(certain)["images"].tolist() == [1] and calibration_error(certain) == pytest.approx(0)
 
 
 def test_commonest_mistakes_come_first_with_their_share(six):

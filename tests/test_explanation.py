@@ -1,6 +1,7 @@
 from itertools import combinations, product
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from captum.attr import LayerGradCam
@@ -10,8 +11,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 from torch import nn
 
-from helpers import explanation
-from helpers.data import MEAN
+from helpers import explanation, shapes
+from helpers.data import MEAN, Dataset
+from helpers.evaluation import Predictions, accuracy_interval, as_undecided
 from helpers.explanation import (
     centred,
     interval,
@@ -364,6 +366,113 @@ def test_diagnosis_tells_the_three_kinds_of_map_apart():
     assert first == "25% of the cells speak for the class; evidence from -2.00 to +1.00 logit units"
     assert second.startswith("blank: no cell speaks for the class") and "-2.00 to -1.00" in second
     assert third.startswith("blank: the layer puts out nothing")
+
+
+class MasksOf:
+    """Stands in for a `GradCAM`: the map of an image, or of each class asked for, is a mask that it was given."""
+
+    def __init__(self, one, two):
+        self.one, self.two = torch.from_numpy(one).float(), torch.from_numpy(two).float()
+
+    def __call__(self, images, classes=None):
+        return self.one if classes is None else self.two
+
+
+def test_maps_that_are_the_masks_win_every_pointing_game_and_mixed_up_ones_none():
+    one = Dataset(**shapes.generate(5, seed=0), classes=shapes.CLASSES)
+    two = shapes.generate_pairs(4, seed=0)
+    cams = {"truth": MasksOf(one.masks, two["masks"]), "mixed up": MasksOf(~one.masks, two["masks"][:, ::-1].copy())}
+    hits = explanation.pointing_games(cams, one, two)
+    won = {key: hit.mean() for key, hit in hits.items()}
+    games = ("one object", "its own of two", "the other of two")
+    assert won == dict(zip(product(cams, games), (1, 1, 0, 0, 0, 1)))
+    assert [len(hit) for hit in hits.values()] == [5, 8, 8] * 2
+
+
+def test_hit_rates_are_wilsons_intervals_under_the_given_keys():
+    table = explanation.hit_rates({("a", "x"): np.array([1.0, 0, 1, 1]), ("b", "x"): np.zeros(3)})
+    assert table.loc[("a", "x")].tolist() == [0.75, *accuracy_interval(3, 4)]
+    assert table.loc[("b", "x")].tolist() == [0, *accuracy_interval(0, 3)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_another_image_is_never_the_same_and_each_is_taken_once(count):
+    for seed in range(20):
+        others = explanation.another(count, np.random.default_rng(seed))
+        assert sorted(others) == list(range(count)) and not (others == np.arange(count)).any()
+
+
+def test_strongest_cell_comes_first():
+    maps = torch.tensor([[[0.0, 3.0], [-1.0, 2.0]], [[5.0, 5.0], [6.0, 1.0]]])
+    assert explanation.strongest_first(maps).tolist() == [[1, 3, 0, 2], [2, 0, 1, 3]]
+
+
+def test_deletion_panels_hold_each_order_against_random_order_and_against_the_own_map():
+    gains = {
+        "right": {"own map": np.array([3.0, 5.0]), "centre": np.array([1.0, 1.0])},
+        "wrong": {"own map": np.r_[1.0], "centre": np.r_[2.0]},
+    }
+    first, second = explanation.deletion_panels(gains).values()
+    assert first["mean"].to_dict() == {
+        ("own map", "right"): 4,
+        ("centre", "right"): 1,
+        ("own map", "wrong"): 1,
+        ("centre", "wrong"): 2,
+    }
+    assert second["mean"].to_dict() == {
+        ("own map", "right"): 0,
+        ("centre", "right"): 3,
+        ("own map", "wrong"): 0,
+        ("centre", "wrong"): -1,
+    }
+    assert second.loc[("centre", "right"), "from"] >= 2  # paired: image by image
+
+
+def test_randomisation_begins_with_the_network_itself_and_goes_from_the_top_down(model):
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    found = explanation.randomisation(model, images, 3, parts=("fc", "layer4"))
+    assert list(found) == ["as trained", "and fc", "and layer4"]
+    assert found["as trained"].loc["same"].round(6).tolist() == [1, 1, 1]
+    original, changed = (GradCAM(m).evidence(images, 3) for m in (model, explanation.randomised(model, ["fc", "layer4"])))
+    expected = same_minus_other(rank_correlation(changed, original, every=True))
+    pd.testing.assert_frame_equal(found["and layer4"], expected)
+
+
+def test_contrast_panels_are_the_differences_with_and_without_the_shared_pattern():
+    pairs = {"alike": planted(1, 1, images=20), "unrelated": planted(1, 0, images=20)}
+    raw, left = explanation.contrast_panels({"4 x 4": pairs}).values()
+    for name, pair in pairs.items():
+        contrast = explanation.contrasts(pairs)[name]
+        assert raw.loc[(name, "4 x 4")].tolist() == contrast.loc["difference"].tolist()
+        expected = same_minus_other(rank_correlation(*explanation.without_shared(*pair), every=True)).loc["difference"]
+        assert left.loc[(name, "4 x 4")].tolist() == expected.tolist()
+
+
+def test_pairs_of_maps_take_the_classes_that_they_name(model):
+    data = Dataset(**shapes.generate(8, seed=0), classes=shapes.CLASSES)
+    logits = model(data.tensor()).detach()
+    ranked = logits.argsort(1, descending=True).numpy()
+    labels = ranked[:, 0].copy()
+    labels[0], labels[1] = ranked[0, 1], ranked[1, 5]  # two mistakes: the runner-up is right, and the sixth
+    answers = Predictions(logits.numpy(), labels, shapes.CLASSES)
+    close, explain = as_undecided(answers), GradCAM(model)
+
+    def maps(indices, classes):
+        return explain.evidence(data.tensor(indices), torch.as_tensor(classes))
+
+    pairs = explanation.pairs_of_maps(explain, data, answers, [explain, GradCAM(resnet18(width=16))])
+    expected = {
+        "mistakes: predicted, actual": (maps([0, 1], ranked[:2, 0]), maps([0, 1], labels[:2])),
+        "right, as close: best, second": (maps(close, ranked[close, 0]), maps(close, ranked[close, 1])),
+        "mistakes: predicted, a third class": (maps([0, 1], ranked[:2, 0]), maps([0, 1], [ranked[0, 2], ranked[1, 1]])),
+    }
+    for name, pair in expected.items():
+        torch.testing.assert_close(pairs[name], pair, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(pairs["one class, two trainings"][0], maps([0, 1], labels[:2]), atol=1e-6, rtol=1e-4)
+    p = logits[0].softmax(0)
+    by_hand = maps([0], [labels[0]]) - sum(p[c] * maps([0], [c]) for c in range(10))
+    torch.testing.assert_close(pairs["log-softmax, mistakes"][1][:1], by_hand, atol=1e-6, rtol=1e-4)
+    assert set(pairs) == {*expected, "log-softmax, mistakes", "log-softmax, right", "one class, two trainings"}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -11,7 +11,17 @@ import torch.nn.functional as F
 from helpers import shapes
 from helpers.data import CLASSES
 from helpers.gradcam import GradCAM
-from helpers.model import WEIGHTS, PreActBlock, describe_stages, dilated, load_pretrained, resnet18, save_weights
+from helpers.model import (
+    STAGES,
+    WEIGHTS,
+    PreActBlock,
+    activations,
+    describe_stages,
+    dilated,
+    load_pretrained,
+    resnet18,
+    save_weights,
+)
 
 SHIPPED = sorted(WEIGHTS.glob("*.pt"))
 SEVEN = tuple("abcdefg")
@@ -68,6 +78,18 @@ def test_logits_are_the_linear_layer_of_the_mean_of_layer4_without_a_relu(model,
     assert kept[0].shape == (2, 128, height // 8, width // 8)
     assert kept[0].min() < 0
     torch.testing.assert_close(logits, kept[0].mean((2, 3)) @ model.fc.weight.T + model.fc.bias)
+
+
+def test_activations_are_what_each_stage_returns_in_the_forward_pass(model):
+    images, kept = torch.rand(2, 3, 32, 32), {}
+    for name in STAGES:
+        model.get_submodule(name).register_forward_hook(lambda module, inputs, output, name=name: kept.update({name: output}))
+    model(images)
+    in_forward = dict(kept)
+    found = activations(model, images)
+    assert list(found) == ["stem", "layer1", "layer2", "layer3", "layer4"]
+    for name, maps in found.items():
+        torch.testing.assert_close(maps, in_forward[name])
 
 
 def test_model_normalises_its_images_itself(model):

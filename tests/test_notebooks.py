@@ -1,6 +1,5 @@
 """What holds for every notebook as a file; that they run is tested by nbval."""
 
-import html
 import os
 import re
 import subprocess
@@ -11,8 +10,17 @@ import nbformat
 import pytest
 
 from helpers import data, shapes
+from helpers.model import WEIGHTS
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+MESSAGES = [  # one a notebook, in its first cell and in its last
+    "a label survives changes that the numbers do not",
+    "how a network learns, and what each ingredient buys",
+    "one number hides where it errs",
+    "a heatmap is an account of a logit, and how far to trust it",
+    "on mistakes, compare before you conclude",
+]
 
 
 def code_cells(path):
@@ -45,10 +53,13 @@ def test_metadata_asks_colab_for_a_gpu(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_cells_are_few_and_short(path):
+def test_a_lesson_is_short(path):
     cells = nbformat.read(path, as_version=4).cells
-    assert 18 <= len(cells) <= 45
-    assert max(len(cell.source.splitlines()) for cell in code_cells(path)) <= 15
+    code = [cell.source.splitlines() for cell in code_cells(path)[1:]]  # the set-up aside
+    assert 18 <= len(cells) <= 30
+    assert max(len(lines) for lines in code) <= 12
+    assert sum(bool(line.strip()) for lines in code for line in lines) <= 120
+    assert sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown") <= 1400
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -72,10 +83,14 @@ def test_a_committed_notebook_is_small_and_holds_no_machine_path(path):
     assert not re.search(r"/(home|root|tmp|Users|content)/|[A-Z]:\\\\", path.read_text(encoding="utf-8"))
 
 
+def is_figure(shown):
+    return "image/png" in shown or 'class="alive"' in shown.get("text/html", "")
+
+
 def figures(path):
-    """Pairs of a code cell that shows a figure, and the next text after it."""
+    """Pairs of a code cell that shows a figure, still or alive, and the next text after it."""
     cells = nbformat.read(path, as_version=4).cells
-    shows = [any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])) for cell in cells]
+    shows = [any(is_figure(output.get("data", {})) for output in cell.get("outputs", [])) for cell in cells]
     texts = [next((c for c in cells[i:] if c.cell_type == "markdown"), None) for i in range(len(cells))]
     return [(cell, text) for cell, text, shown in zip(cells, texts, shows) if shown]
 
@@ -84,31 +99,110 @@ def figures(path):
 def test_every_figure_has_a_caption_and_an_alternative_text(path):
     assert figures(path)
     for cell, text in figures(path):
-        assert len(cell.metadata.get("alt", "")) > 25, cell.source
+        alive = any("text/html" in output.get("data", {}) for output in cell.outputs)  # which brings a text of its own
+        assert alive or len(cell.metadata.get("alt", "")) > 25, cell.source
         assert re.match(r"\*[A-Z][^*]+[.:]\*", text.source), f"no caption after\n{cell.source}"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_opens_with_a_question_and_the_time_and_ends_with_exercises_and_links(path):
+@pytest.mark.parametrize(("path", "message"), zip(NOTEBOOKS, MESSAGES), ids=[path.stem for path in NOTEBOOKS])
+def test_opens_with_a_question_and_a_figure_and_ends_with_its_message_and_exercises(path, message):
     cells = nbformat.read(path, as_version=4).cells
     opening, ending = cells[0].source, cells[-1].source
     assert opening.startswith("# ") and re.search(r"\*\*[^*]+\?\*\*", opening)
     assert "| time | from before |" in opening and "CPU cores" in opening and "GPU" in opening
-    parts = ["**What we found.**", "**Try it.** (1)", "(2)", "<details><summary>Solutions", "</details>", "](0", "**More:**"]
+    first_text = next(i for i, cell in enumerate(cells[1:], 1) if cell.cell_type == "markdown")
+    assert any(
+        "image/png" in output.get("data", {}) for cell in cells[1:first_text] for output in cell.outputs
+    )  # no text in between
+    for text in (opening, ending):
+        assert message in " ".join(text.lower().split())
+    assert any("**Predict, then run.**" in cell.source for cell in cells)
+    grades = ["**Try it.** (1) *Run it.*", "(2) *Change it.*", "(3) *Build it.*"]
+    parts = ["**What we found.**", *grades, "<details><summary>Solutions", "</details>", "](0", "**More:**"]
     places = [ending.rfind(part) for part in parts]
     assert -1 not in places and places == sorted(places)
 
 
-def test_pages_have_alternative_texts_both_themes_and_room_for_narrow_screens(tmp_path, project):
-    template = f"--template-file={project / 'notebooks' / 'page.html.j2'}"
-    command = [sys.executable, "-m", "nbconvert", "--to", "html", template, "--output-dir", str(tmp_path)]
-    subprocess.run([*command, *map(str, NOTEBOOKS)], check=True, capture_output=True)
+NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(\.\d+)?( ?%)?(?![\w.]*\w)")
+
+
+def read_numbers(text):
+    """(as written, value, half a unit of its last digit) for each number in a text; per cent are shares."""
+    for found in NUMBER.finditer(text):
+        decimals = len(found[1] or ".") - 1
+        unit = 0.01 if found[2] else 1
+        value = float(re.sub("[ ,%]", "", found[0]))
+        yield found[0], value * unit, 0.5 * unit * 10**-decimals
+
+
+def without_source(text, sources):
+    """The numbers with a decimal point or a per cent sign in a text that round from none of the sources (shares, or other)."""
+    no_statement = r"`[^`]*`|\]\([^)]*\)|\$[^$]*\$|95 % (confidence )?interval"  # code, addresses, formulas, and a convention
+    written = [number for number in read_numbers(re.sub(no_statement, " ", text)) if re.search("[.%]", number[0])]
+    points = [100 * source for source in sources]
+    return [name for name, value, half in written if not any(abs(value - s) <= 1.001 * half for s in [*sources, *points])]
+
+
+def test_numbers_without_a_source_are_found():
+    sources = [0.9491, 0.0511, 2.303]
+    assert without_source("94.9 % of 10,000, 5.1 points, near 2.30; `lr=0.7`, [see](1603.05027)", sources) == []
+    assert without_source("95.9 % and 0.95 but 0.96, 2.31", sources) == ["95.9 %", "0.96", "2.31"]
+
+
+def written_out(path):
+    """What a notebook's outputs hold as text, and the records of `helpers/weights` that its code names."""
+    outputs = [output for cell in code_cells(path) for output in cell.outputs]
+    texts = [output.get("text", "") for output in outputs]
+    texts += [text for output in outputs for kind, text in output.get("data", {}).items() if kind.startswith("text/")]
+    code = "\n".join(cell.source for cell in code_cells(path))
+    texts += [record.read_text() for record in WEIGHTS.glob("*.csv") if f'"{record.name}"' in code]
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_numbers_in_prose_stand_in_an_output_or_in_a_record_or_say_where_they_come_from(path):
+    sources = [value for _, value, _ in read_numbers(written_out(path))]
+    for cell in nbformat.read(path, as_version=4).cells[2:]:
+        if cell.cell_type == "markdown":
+            measured = cell.metadata.get("measured", {})  # a number as it is written: how it was measured, or who reports it
+            assert not [number for number, how in measured.items() if number not in cell.source or len(how) < 10]
+            assert [number for number in without_source(cell.source, sources) if number not in measured] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_formulas_are_plain_text(path):
+    texts = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    assert not re.search(r"\$[^$`]+\$", "\n".join(texts)), "write it in Unicode: the pages load no typesetter from another host"
+
+
+def test_links_of_the_readme_and_the_notebooks_resolve(project):
+    for path in (project / "README.md", *NOTEBOOKS):
+        source = (
+            path.read_text(encoding="utf-8")
+            if path.suffix == ".md"
+            else "\n".join(c.source for c in nbformat.read(path, 4).cells)
+        )
+        found = re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", re.sub(r"^\[!\[.*", "", source, flags=re.MULTILINE))
+        local = [first or second for first, second in found if not re.match("https?:|#|data:", first or second)]
+        assert local and not [name for name in local if not (path.parent / name).exists()]
+
+
+def test_pages_have_alternative_texts_both_themes_and_room_for_narrow_screens(pages):
     for path in NOTEBOOKS:
-        page = (tmp_path / f"{path.stem}.html").read_text(encoding="utf-8")
+        page = (pages / f"{path.stem}.html").read_text(encoding="utf-8")
         assert "prefers-color-scheme: dark" in page and "max-width: 600px" in page
         assert page.count("<summary>Set-up</summary>") == 1
         images = re.findall(r'<img alt="([^"]*)"', page)
-        assert images == [html.escape(cell.metadata["alt"]) for cell, _ in figures(path)]
+        assert len(images) == page.count("<img") == len(figures(path)) and min(map(len, images)) > 25
+
+
+def test_pages_name_the_series_as_the_readme_does(pages, project):
+    titles = dict(re.findall(r"\| \[([^\]]+)\]\(notebooks/(\w+)\.ipynb\)", (project / "README.md").read_text(encoding="utf-8")))
+    for path in [pages / "index.html", *pages.glob("0*.html")]:
+        bar = re.search(r"<nav.*?</nav>", path.read_text(encoding="utf-8"), re.DOTALL).group()
+        links = re.findall(r'href="(\w+)\.html"[^>]*>([^<]+)<', bar)
+        assert links[1:] == [(name, title) for title, name in titles.items()] and len(links) == 6
+        assert re.findall(r'<a aria-current="page" href="(\w+)\.html"', bar) == [path.stem]
 
 
 def run_first_cell_on_colab(folder, url, **environment):

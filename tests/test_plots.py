@@ -24,7 +24,6 @@ HISTORY = pd.DataFrame(
         "validation_accuracy": [0.3, 0.5],
     }
 )
-RUNS = pd.DataFrame({"variant": ["a", "b", "a", "b"], "accuracy": [0.5, 0.25, 0.75, 0.5]})
 CONTRAST = pd.DataFrame(
     {"mean": [0.5, 0.2, 0.3], "from": [0.4, 0.1, 0.25], "to": [0.7, 0.3, 0.4]}, ["same", "other", "difference"]
 )
@@ -52,10 +51,16 @@ DRAWN = {
     "confusion_heatmap": lambda: plots.confusion_heatmap(MATRIX, ("a", "b", "c")),
     "histogram": lambda: plots.histogram({"a": np.arange(5.0)}, "x"),
     "training_curves": lambda: plots.training_curves(HISTORY),
-    "dots": lambda: plots.dots(RUNS, "accuracy", "variant", "accuracy"),
+    "feature_maps": lambda: plots.feature_maps({"stem": RAW}, IMAGES[0]),
+    "schedule": lambda: plots.schedule(HISTORY.assign(learning_rate=[0.1, 0.0])),
+    "one_number": lambda: plots.one_number(0.925, pd.Series({"cat": 0.1, "dog": 0.05})),
+    "reliability": lambda: plots.reliability(
+        pd.DataFrame([[0.5, 0.6, 0.4, 0.7]], columns=["confidence", "accuracy", "from", "to"])
+    ),
     "explanations": lambda: plots.explanations(IMAGES, ["a"] * 3, {"heat": HEAT}, {"raw": RAW}),
     "contrast": lambda: plots.contrast({"mistakes": CONTRAST}, "likeness"),
     "explanation": lambda: plots.explanation(*EXPLANATION, {"2 x 2": (RAW, HEAT[:2])}),
+    "gradcam_steps": lambda: plots.gradcam_steps(IMAGES[0], {"channel 7": RAW[0]}, [0.5], RAW[1], HEAT[0]),
     "cells": lambda: plots.cells(IMAGES[0], RAW[0], "raw"),
 }
 
@@ -176,13 +181,48 @@ def test_histogram_scales_each_group_to_itself_and_leaves_nans_out():
     assert set(ax.lines[0].get_xdata()) == {0.3}
 
 
-def test_dots_show_every_row_and_the_mean_of_each_line():
-    (ax,) = plots.dots(RUNS, "accuracy", "variant", "validation accuracy").axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"] and ax.get_xlabel() == "validation accuracy"
-    rows = [points.get_offsets() for points in ax.collections]
-    assert [sorted(map(tuple, row.data)) for row in rows] == [[(0.5, 0), (0.75, 0)], [(0.25, 1), (0.5, 1)]]
-    means = np.concatenate([line.get_xydata() for line in ax.lines])
-    assert means.tolist() == [[0.625, 0], [0.375, 1]]
+@pytest.mark.parametrize(("one_scale", "limits"), [(False, (1, 4)), (True, (4, 4))])
+def test_feature_maps_are_drawn_row_by_row_on_symmetric_scales(one_scale, limits):
+    maps = RAW / RAW.abs().max()
+    figure = plots.feature_maps({"stem": maps, "layer1": -4 * maps}, IMAGES[0], one_scale)
+    axes = np.array(figure.axes).reshape(3, 3)
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["image", "stem", "layer1"]
+    np.testing.assert_array_equal(shown(axes[0, 0])[0], channels_last(IMAGES[0]))
+    assert not shown(axes[0, 1]) and not shown(axes[0, 2])
+    for row, sign, limit in zip(axes[1:], (1, -4), limits):
+        for ax, values in zip(row, maps):
+            np.testing.assert_allclose(shown(ax)[0], sign * values)
+            assert ax.get_images()[0].get_clim() == pytest.approx((-limit, limit))
+
+
+def test_feature_maps_without_an_image_and_of_unequal_numbers():
+    figure = plots.feature_maps({"three": RAW, "two": RAW[:2]})
+    assert [len(shown(ax)) for ax in figure.axes] == [1, 1, 1, 1, 1, 0]
+
+
+def test_schedule_draws_the_rate_above_the_loss_on_the_same_epochs():
+    rate, loss = plots.schedule(HISTORY.assign(learning_rate=[0.1, 0.0])).axes
+    np.testing.assert_array_equal(rate.lines[0].get_xydata(), [[1, 0.1], [2, 0.0]])
+    np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[1, 2.0], [2, 1.5]])
+    assert (rate.get_ylabel(), loss.get_ylabel(), loss.get_xlabel()) == ("learning rate", "training loss", "epoch")
+    assert rate.get_shared_x_axes().joined(rate, loss) and rate.get_ylim()[0] == loss.get_ylim()[0] == 0
+
+
+def test_one_number_stands_beside_a_bar_for_each_class_and_a_line_at_its_own_misses():
+    number, bars = plots.one_number(0.925, pd.Series({"cat": 0.1, "dog": 0.05})).axes
+    assert number.texts[0].get_text() == "92.50%"
+    assert [bar.get_width() for bar in bars.patches] == [0.1, 0.05]
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["cat", "dog"] and bars.yaxis_inverted()
+    assert list(bars.lines[0].get_xdata()) == pytest.approx([0.075, 0.075])
+
+
+def test_reliability_draws_each_group_with_its_interval_against_the_diagonal():
+    table = pd.DataFrame({"confidence": [0.5, 0.9], "accuracy": [0.6, 0.8], "from": [0.4, 0.7], "to": [0.7, 0.9]})
+    (ax,) = plots.reliability(table).axes
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0, 0], [1, 1]])
+    points, _, (ends,) = ax.containers[0].lines
+    np.testing.assert_allclose(points.get_xydata(), [[0.5, 0.6], [0.9, 0.8]])
+    np.testing.assert_allclose([segment[:, 1] for segment in ends.get_segments()], [[0.4, 0.7], [0.7, 0.9]])
 
 
 def test_training_curves_draw_both_parts_epoch_by_epoch():
@@ -263,6 +303,16 @@ def test_explanation_has_a_row_for_each_grid_on_a_scale_of_its_own():
         np.testing.assert_allclose(shown(ax)[0], values)
     limits = [ax.get_images()[-1].get_clim() for ax in titled[2:]]
     assert limits == [(-RAW.abs().max().item(), RAW.abs().max().item())] + [(-26, 26)] * 3
+
+
+def test_gradcam_steps_show_channels_sum_relu_and_heatmap_in_this_order():
+    axes = plots.gradcam_steps(IMAGES[0], {"channel 7": RAW[0], "channel 9": RAW[2]}, [0.5, -0.25], RAW[1], HEAT[0]).axes
+    np.testing.assert_allclose(shown(axes[0])[0], channels_last(IMAGES[0]))
+    for ax, values in zip(axes[1:], (RAW[0], RAW[2], RAW[1], RAW[1].relu(), HEAT[0])):
+        np.testing.assert_allclose(shown(ax)[-1], values)
+    assert [ax.get_title() for ax in axes[1:3]] == ["channel 7\n× +0.500", "channel 9\n× -0.250"]
+    for ax, values in zip(axes[1:5], (RAW[0], RAW[2], RAW[1], RAW[1])):  # white is zero everywhere
+        assert ax.get_images()[0].get_clim() == (-values.abs().max().item(), values.abs().max().item())
 
 
 def test_intervals_take_tables_without_marks():

@@ -1,43 +1,20 @@
 """Bring a photograph to what the network takes, and show what it makes of it."""
 
-import io
-from pathlib import Path
+import html
 
+import ipywidgets as widgets
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
 from helpers import plots
-from helpers.data import to_float, to_rgb, to_size
+from helpers.data import to_float
 from helpers.gradcam import GradCAM, as_heatmaps
+from helpers.interactive.front_end import as_png, has_front_end
 from helpers.model import dilated
+from helpers.pictures import read, to_size
 
-MAX_PIXELS = 50_000_000
 LOW_CONFIDENCE = 0.6  # probability of the best class below which `explain_photo` calls it unsure
-
-
-def read_photo(source) -> Image.Image:
-    """Read a photograph as RGB, turned upright as its EXIF data ask; transparent parts become white.
-
-    source: a path, or the bytes of a file.
-    Raises FileNotFoundError, or ValueError for HEIC, a file that is no image, a damaged one, or one of over 50 megapixels.
-    """
-    if not isinstance(source, (bytes, memoryview)):
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"no file {path}: give the path of a JPEG or PNG photograph")
-        source = path.read_bytes()
-    source = bytes(source)
-    if source[4:8] == b"ftyp" and source[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
-        raise ValueError("this is a HEIC photograph, which cannot be read here: save it as JPEG or PNG")
-    try:
-        with Image.open(io.BytesIO(source)) as image:
-            megapixels = image.width * image.height / 1e6
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{megapixels:.0f} megapixels are more than {MAX_PIXELS // 10**6}: make it smaller first")
-            return to_rgb(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"this is not an image, or a damaged one ({str(error).splitlines()[0]}): use a JPEG or PNG") from error
 
 
 def to_network(photo: Image.Image) -> torch.Tensor:
@@ -64,9 +41,9 @@ def rows(cams: dict[str, GradCAM], images: torch.Tensor, two) -> dict[str, tuple
 def explain_photo(model, source, classes) -> tuple[Figure, str]:
     """What the network sees of a photograph, its probabilities, and the maps of its two likeliest classes on both grids.
 
-    source: as for `read_photo`.  Returns the figure and a sentence on how far to believe it.
+    source: a path, or the bytes of a file.  Returns the figure and a sentence on how far to believe it.
     """
-    photo = read_photo(source)
+    photo = read(source)
     images = to_network(photo).to(next(model.parameters()).device)
     probabilities = model(images).softmax(1)[0].cpu()
     best = probabilities.topk(2).indices
@@ -75,3 +52,23 @@ def explain_photo(model, source, classes) -> tuple[Figure, str]:
     figure = plots.explanation(images[0], "what it sees", probabilities, classes, names, maps, photo=photo)
     trust = f"only {share:.0%} sure, so do not rely on it" if share < LOW_CONFIDENCE else f"{share:.0%} sure"
     return figure, f"{names[0]}, {trust}. The network can answer nothing but {', '.join(classes)}, whatever the picture shows."
+
+
+def upload(model, classes: tuple):
+    """A button to upload a photograph with, and what the network makes of it; without widgets, a sentence on how to do it."""
+    if not has_front_end():
+        print("here you could upload a photograph, if the notebook were open in JupyterLab or Colab")
+        return None
+    button, note, picture = widgets.FileUpload(accept="image/*"), widgets.HTML(), widgets.Image(format="png")
+
+    def show(change):
+        files = change["new"]  # a tuple of files in ipywidgets 8, a dictionary in 7
+        content = (files[0] if isinstance(files, tuple) else next(iter(files.values())))["content"]
+        try:
+            figure, note.value = explain_photo(model, content, classes)
+            picture.value = as_png(figure)
+        except ValueError as error:
+            picture.value, note.value = b"", f"<b>{html.escape(str(error))}</b>"
+
+    button.observe(show, "value")
+    return widgets.VBox([button, note, picture])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
+from scipy import stats
 from tqdm import tqdm
 
 from helpers.data import Dataset, channel_statistics, load_dataset, project_root, split, write_file
@@ -84,13 +85,16 @@ def _one_run(train, validation, recipe, width, seed, name, pair) -> dict:
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """Validation accuracy of each variant, mean and standard deviation over its seeds, and how far it lies from the recipe's.
 
-    The difference is taken seed by seed; its standard error is their standard deviation by the root of their number.
+    The difference is taken seed by seed; its standard error is their standard deviation by the root of their number; from and to
+    are the ends of its 95 % interval (Student's t).
     """
     table = runs.pivot(index="seed", columns="variant", values="validation_accuracy")
     table = table[[name for name in VARIANTS if name in table]]  # rows come in the order in which runs ended
     difference = table.sub(table.iloc[:, 0], axis=0)
-    columns = {"accuracy": table.mean(), "standard deviation": table.std(), "difference": difference.mean()}
-    return pd.DataFrame({**columns, "standard error": difference.sem(), "seeds": table.count()})
+    mean, error = difference.mean(), difference.sem()
+    half = stats.t.ppf(0.975, table.count() - 1) * error
+    scores = {"accuracy": table.mean(), "standard deviation": table.std(), "difference": mean, "standard error": error}
+    return pd.DataFrame({**scores, "from": mean - half, "to": mean + half, "seeds": table.count()})
 
 
 @in_one_line()
