@@ -229,8 +229,7 @@ def fit(
     """
     device = device or default_device()
     model.to(device, memory_format=torch.channels_last)
-    steps = augmentation_steps(config.padding, config.hole, config.degrees, config.flip)
-    train = replace(train, transform=compose(steps))
+    train = replace(train, transform=compose(augmentation_steps(config.padding, config.hole, config.degrees, config.flip)))
     generator = torch.Generator()
     loader = make_loader(train, config.batch_size, generator, min(8, os.cpu_count() or 1) if device.type == "cuda" else 0)
     scored_on = None if validation is None else make_loader(validation, 500)
@@ -247,8 +246,7 @@ def fit(
             learned = train_one_epoch(run, forward, loader, criterion, config.image_size(epoch), device, stop)
             if learned is not None:
                 scored = evaluate(run.scored, scored_on, device) if scored_on else NOT_SCORED
-                seconds = time.perf_counter() - start
-                run.history.append(_row(epoch, config, {"train": learned, "validation": scored}, run.scheduler, seconds))
+                run.history.append(_row(epoch, config, {"train": learned, "validation": scored}, run.scheduler, start))
             run.require(all_finite(run.state()))
             if checkpoint:
                 save_checkpoint(checkpoint, config, run)
@@ -256,8 +254,7 @@ def fit(
                 log(run.history[-1])
             if stop.is_set():
                 end(stop.number, run, checkpoint)
-    if run.average:
-        model.load_state_dict(run.scored.state_dict())
+    model.load_state_dict(run.scored.state_dict())
     model.eval()
     return pd.DataFrame(run.history)
 
@@ -376,13 +373,13 @@ def load_checkpoint(path, config: TrainConfig, run: Run) -> None:
     run.sums.copy_(state["sums"])
 
 
-def _row(epoch, config, scores, scheduler, seconds):
+def _row(epoch, config, scores, scheduler, start):
     return {
         "epoch": epoch + 1,
         "image_size": config.image_size(epoch),
         **{f"{part}_{name}": value for part, found in scores.items() for name, value in found.items()},
         "learning_rate": scheduler.get_last_lr()[0],
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - start, 1),
     }
 
 
