@@ -255,7 +255,7 @@ def _download(root: Path) -> None:
             _fetch(_url(), archive)
             if not check_integrity(archive, CIFAR10.tgz_md5):
                 raise OSError(f"the {archive.stat().st_size:,} bytes that arrived are not CIFAR-10's archive: their MD5 differs")
-            shutil.unpack_archive(archive, folder)
+            shutil.unpack_archive(archive, folder)  # of files that are known, as its MD5 is
             (folder / CIFAR10.base_folder).rename(target)
     except (OSError, ValueError, HTTPException) as error:
         if not target.is_dir():  # else another process was faster

@@ -701,6 +701,15 @@ def test_full_disk_goes_without_a_cache(small_disk, folder):
     assert sorted(p.name for p in small_disk.iterdir()) == ["filler", "pets"]
 
 
+def test_read_only_disk_is_told_and_gone_on_with(small_disk, folder, mirror, capsys):
+    pets = shutil.copytree(folder, small_disk / "pets")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.warns(UserWarning, match="decoded again: .*pets.cache.npz cannot be written .*Read-only"):
+        assert levels(load_dataset(pets).train) == [0, 1, 2, 3]
+    assert load_dataset("auto", small_disk / "data", 1, 1).name == "shapes10"
+    assert "Read-only file system" in capsys.readouterr().out and mirror.asked == []
+
+
 def test_auto_goes_on_where_nothing_can_be_written(tmp_path, mirror, capsys):
     (tmp_path / "file").touch()
     assert load_dataset("auto", tmp_path / "file" / "data", train_size=1, test_size=1).name == "shapes10"
