@@ -309,7 +309,7 @@ def _as_folder(name) -> Path:
         return folder
     if isinstance(name, str) and len(folder.parts) == 1:
         raise ValueError(f"unknown data set '{one_line(name)}': choose 'auto', 'cifar10', 'shapes10' or the path of a folder")
-    raise FileNotFoundError(f"no folder {one_line(folder)}: give the path of one that holds train/<class>/ and test/<class>/")
+    raise FileNotFoundError(f"no folder {one_line(name)}: give the path of one that holds train/<class>/ and test/<class>/")
 
 
 def _load_folder(folder: Path) -> DatasetPair:

@@ -134,10 +134,9 @@ def test_hidden_folders_are_neither_classes_nor_images(folder, place, name):
 
 
 def link(path, target):
-    try:
-        path.symlink_to(target)
-    except OSError:
-        pytest.skip("this user or system may not make links")
+    if os.name == "nt":
+        pytest.skip("Windows lets few users make links")
+    path.symlink_to(target)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +177,7 @@ def test_names_that_are_no_text_are_read_as_files_and_named_as_classes(folder):
     try:
         path = os.fsdecode(bytes(folder / "train" / "cat") + b"/9\xe9.png")
         save(Path(path), grey(9))
-    except OSError:
+    except (OSError, UnicodeError):
         pytest.skip("this system's names are all text")
     assert levels(load_dataset(folder).train) == [0, 1, 2, 3, 9]
     Path(path).write_bytes(b"no image")
