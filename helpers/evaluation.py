@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import linear_sum_assignment
 from sklearn import metrics
 from tqdm import tqdm
 
@@ -16,7 +17,7 @@ from helpers.data import Dataset
 class Predictions:
     """A network's answers to N labelled images. logits: (N, num_classes) float32; labels: (N,) int64.
 
-    Raises ValueError for logits that are not finite, or not one for each class.
+    Raises ValueError for logits that are not finite, or not one for each class, and for labels of no class.
     """
 
     logits: np.ndarray
@@ -24,8 +25,11 @@ class Predictions:
     classes: tuple
 
     def __post_init__(self):
-        if self.logits.shape != (wanted := (len(self.labels), len(self.classes))):
-            raise ValueError(f"{wanted} images and classes, but logits {self.logits.shape}: take a network trained on them")
+        n, k = len(self.labels), len(self.classes)
+        if self.logits.shape != (n, k) or not set(self.labels) <= set(range(k)):
+            raise ValueError(
+                f"logits {self.logits.shape} and labels do not fit {n} images of {k} classes: take a network for these"
+            )
         if not np.isfinite(self.logits).all():
             raise ValueError("the network puts out logits that are not finite: load other weights, or train with a lower peak_lr")
 
@@ -75,14 +79,15 @@ def predict(model, dataset: Dataset, batch_size: int = 250, flip: bool = False) 
 
 
 def as_undecided(predictions: Predictions) -> np.ndarray:
-    """Right predictions that were as close a call as the mistakes: indices, sorted, each once.
+    """Right predictions that were as close a call as the mistakes, one for each where there are enough: indices, sorted.
 
-    For every mistake the right prediction whose margin, the best logit less the second, is the nearest to the mistake's.
+    Their margins, the best logit less the second, are matched with the mistakes' so that the sum of the gaps is the smallest
+    possible, and no image is taken twice.
     """
     second, best = np.sort(predictions.logits, axis=1)[:, -2:].T
     margin, right = best - second, np.flatnonzero(predictions.correct)
     gaps = np.abs(margin[~predictions.correct][:, None] - margin[right])
-    return np.unique(right[gaps.argmin(1)])
+    return np.sort(right[linear_sum_assignment(gaps)[1]])
 
 
 def right_of_each_class(predictions: Predictions) -> np.ndarray:

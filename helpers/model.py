@@ -154,9 +154,8 @@ def read_file(path) -> dict:
 
     Its checksums (CRC-32) are compared first, since `torch.load` does not: it would read a flipped bit as another weight.
     """
-    with zipfile.ZipFile(path) as archive:
-        if archive.testzip() is not None:
-            raise ValueError("its checksum differs")
+    if zipfile.ZipFile(path).testzip() is not None:
+        raise ValueError("its checksum differs")
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not all_finite(state):
         raise ValueError("a number in it is NaN or infinite")

@@ -5,7 +5,6 @@ For runs of hours: `python -m helpers.training --help`.
 
 import argparse
 import copy
-import math
 import os
 import signal
 import sys
@@ -31,7 +30,7 @@ from helpers.model import all_finite, read_file, resnet18, save_weights
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run; with the same data, machine and PyTorch it repeats exactly. Raises ValueError for what trains nothing."""
+    """One training run; with the same data, machine and PyTorch it repeats exactly."""
 
     epochs: int = 40  # passes over the training set
     batch_size: int = 128  # images a step
@@ -51,9 +50,8 @@ class TrainConfig:
     seed: int = 0  # of the order of images and of their augmentation
 
     def __post_init__(self):
-        got = [self.epochs, self.batch_size, self.peak_lr, self.ema]
-        if not (self.epochs > 0 and self.batch_size > 0 and self.peak_lr > 0 and 0 <= self.ema < 1):
-            raise ValueError(f"epochs, batch_size and peak_lr must be above 0, ema at least 0 and below 1, got {got}")
+        if self.epochs < 1:  # of other settings PyTorch says so itself
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
 
     def image_size(self, epoch: int) -> int:
         """Side of the training images in this epoch (counted from 0), in pixels."""
@@ -142,16 +140,16 @@ class Run:
         states = {name: part.state_dict() for name, part in self.parts().items()}
         return states | {"history": self.history, "step": self.step, "seen": self.seen, "sums": self.sums}
 
-    def means(self) -> list:
+    def means(self) -> tuple:
         """Loss and accuracy so far in the epoch under way, per image. Raises FloatingPointError for a loss that is not finite."""
         loss, accuracy = (self.sums / self.seen).tolist()
-        self.require(math.isfinite(loss))
-        return [loss, accuracy]
+        self.require(np.isfinite(loss))
+        return loss, accuracy
 
     def require(self, finite: bool) -> None:
+        """Raise FloatingPointError, with the learning rate, where something is not."""
         if not finite:
-            rate = f"{self.scheduler.get_last_lr()[0]:.3g}"
-            raise FloatingPointError(f"training diverged at a learning rate of {rate}: start anew with a lower peak_lr")
+            raise FloatingPointError(f"diverged at a learning rate of {self.scheduler.get_last_lr()[0]:.3g}: lower peak_lr")
 
 
 def train_step(run: Run, forward, images, labels, criterion, image_size: int) -> torch.Tensor:
@@ -304,8 +302,7 @@ def interruptible():
 
 def end(number: int, run: Run, checkpoint) -> None:
     """Interrupt for Ctrl-C; for another signal end the process, with the status that a shell gives it."""
-    saved = f"saved in {checkpoint}: run this again to go on from there"
-    saved = saved if checkpoint else "nothing is saved: give a checkpoint to be able to go on"
+    saved = f"saved in {checkpoint}: run this again to go on" if checkpoint else "nothing is saved: give a checkpoint"
     message = f"stopped after {len(run.history)} epochs and {run.step} batches, {saved}"
     if number == signal.SIGINT:
         raise KeyboardInterrupt(message)

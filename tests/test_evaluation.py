@@ -69,7 +69,8 @@ WRONG_DATA = {
     "floats": (lambda data: replace(data, images=(data.images / 255).astype(np.float32)), "uint8.*float"),
     "one channel": (lambda data: replace(data, images=data.images[..., :1]), r"\(N, 3, H, W\).*\(7, 1, 32, 32\)"),
     "no images": (lambda data: data.subset(slice(0)), "no images"),
-    "four classes": (lambda data: replace(data, classes=tuple("abcd")), r"\(7, 4\) images and classes.* \(7, 10\)"),
+    "four classes": (lambda data: replace(data, classes=tuple("abcd")), r"\(7, 10\) .*7 images of 4 classes"),
+    "labels of no class": (lambda data: replace(data, labels=data.labels + 9), "labels do not fit"),
 }
 
 
@@ -89,7 +90,8 @@ def test_right_predictions_as_undecided_as_the_mistakes_by_hand():
     margins = np.array([1.0, 5.0, 0.9, 1.2, 4.0, 9.0, 5.6, 0.95])
     logits = np.stack([margins + 3, np.full(8, 3.0), np.zeros(8)], axis=1)
     labels = np.array([1, 2, 0, 0, 0, 0, 0, 1])  # mistakes: the first, the second and the last
-    assert as_undecided(Predictions(logits, labels, ("a", "b", "c"))).tolist() == [2, 6]
+    # Margins 1.0, 5.0 and 0.95: the right predictions with 0.9 and 1.2, and 5.6; with 0.9 for both, their mean would be lower.
+    assert as_undecided(Predictions(logits, labels, ("a", "b", "c"))).tolist() == [2, 3, 6]
 
 
 def test_one_right_prediction_of_each_class_by_hand():

@@ -7,7 +7,7 @@ from PIL import Image
 
 from helpers import plots
 from helpers.gradcam import GradCAM
-from helpers.interactive import explorer, photo
+from helpers.interactive import photo
 from helpers.model import resnet18
 from helpers.pictures import read
 
@@ -52,10 +52,10 @@ def test_explanation_is_of_the_two_likeliest_classes(monkeypatch, factor, words)
 
 def test_upload_explains_a_photo_and_survives_a_bad_one(monkeypatch, capsys):
     model = resnet18(width=16).eval()
-    monkeypatch.setattr(explorer, "has_front_end", lambda: False)
-    assert explorer.upload(model, CLASSES) is None and "upload" in capsys.readouterr().out
-    monkeypatch.setattr(explorer, "has_front_end", lambda: True)
-    button, note, picture = explorer.upload(model, CLASSES).children
+    monkeypatch.setattr(photo, "has_front_end", lambda: False)
+    assert photo.upload(model, CLASSES) is None and "upload" in capsys.readouterr().out
+    monkeypatch.setattr(photo, "has_front_end", lambda: True)
+    button, note, picture = photo.upload(model, CLASSES).children
     good, bad = ({"name": "x", "type": "", "size": 1, "content": c} for c in (as_bytes(Image.fromarray(QUARTERS)), b"<no image>"))
     for files, there in (((good,), True), ((bad,), False), ({"x": good}, True)):
         button.notify_change({"name": "value", "type": "change", "old": None, "new": files})

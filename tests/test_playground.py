@@ -1,3 +1,6 @@
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,8 @@ from helpers import shapes
 from helpers.data import Dataset
 from helpers.evaluation import Predictions
 from helpers.gradcam import GradCAM
-from helpers.interactive import explorer, playground
+from helpers.interactive import playground
+from helpers.interactive.explorer import quantised
 from helpers.model import load_pretrained
 
 DRAWN = Dataset(**shapes.generate(60, seed=9), classes=shapes.CLASSES)
@@ -23,73 +27,47 @@ def predictions():
     return Predictions(logits, DRAWN.labels, shapes.CLASSES)
 
 
-@pytest.fixture
-def game(predictions):
-    return playground.GuessGame(load_pretrained("shapes10"), DRAWN, predictions, rounds=12)
+def contents(shown) -> dict:
+    return json.loads(re.search(r"json\">(.*?)</script>", shown.data).group(1))
 
 
-@pytest.fixture(params=[True, False], ids=["widgets", "page"])
-def front_end(request, monkeypatch):
-    for module in (explorer, playground):
-        monkeypatch.setattr(module, "has_front_end", lambda: request.param)
-    return request.param
+def test_half_of_the_rounds_are_mistakes_and_each_has_its_like(predictions, monkeypatch):
+    """Images 10 to 19 are the surest of no class: the closest in class and confidence to the mistakes, images 0 to 9."""
+    shown, asked = [], []
+    monkeypatch.setattr(playground, "quantised", lambda maps: shown.append(maps) or quantised(maps))
+    tensor = Dataset.tensor
+    monkeypatch.setattr(Dataset, "tensor", lambda self, indices: asked.append(indices) or tensor(self, indices))
+    data = contents(playground.play(load_pretrained("shapes10"), DRAWN, predictions, rounds=12))
+    (indices,) = asked
+    wrong, right = indices[indices < 10], indices[indices >= 10]
+    assert len(wrong) == len(right) == 6 and sorted((wrong + 1) % 10) == sorted(right - 10)
+    assert data["answers"] == ["wrong" if index < 10 else "right" for index in indices]
+    expected = GradCAM(load_pretrained("shapes10")).evidence(tensor(DRAWN, indices), predictions.predicted[indices])
+    torch.testing.assert_close(shown[0], expected)
 
 
-def test_half_of_the_rounds_are_mistakes_and_each_has_its_like(game, predictions):
-    wrong, right = game.indices[~game.truth], game.indices[game.truth]
-    assert len(game.indices) == len(set(game.indices)) == 12 and len(wrong) == len(right) == 6
-    assert sorted(predictions.predicted[wrong]) == sorted(predictions.predicted[right])
-    for index in wrong:  # images 10 to 19 are the surest of no class: the closest in confidence to images 0 to 9
-        assert predictions.predicted[index] + 10 in right
-    expected = GradCAM(load_pretrained("shapes10"))(DRAWN.tensor(game.indices), predictions.predicted[game.indices])
-    torch.testing.assert_close(game.heatmaps, expected)
-
-
-def test_like_in_confidence_is_the_nearest_above_or_below():
+def test_like_in_confidence_is_the_nearest_above_or_below(monkeypatch):
     logits = np.zeros((60, 10), np.float32)
     said = DRAWN.labels.copy()
     said[0] = (said[0] + 1) % 10
     logits[np.arange(60), said] = 2  # far below the mistake's confidence ...
     members = [i for i in range(1, 60) if said[i] == said[0]]
     logits[0, said[0]], logits[members[-1], said[0]] = 4, 4.1  # ... but for one that is just above
-    game = playground.GuessGame(load_pretrained("shapes10"), DRAWN, Predictions(logits, DRAWN.labels, shapes.CLASSES), rounds=2)
-    assert len(members) > 1 and sorted(game.indices) == [0, members[-1]]
-
-
-def test_score_is_held_against_a_coin(game):
-    assert "right or wrong?" in game.verdict()
-    for is_right in game.truth[:5]:
-        game.guess(bool(is_right))
-    assert game.verdict() == "5 of 5 guessed; a coin does as well or better in 3% of such games."  # 1 / 32
-    game.guess(not game.truth[5])
-    assert game.verdict().startswith("5 of 6 guessed; a coin does as well or better in 11%")  # 7 / 64
+    asked, tensor = [], Dataset.tensor
+    monkeypatch.setattr(Dataset, "tensor", lambda self, indices: asked.append(indices) or tensor(self, indices))
+    playground.play(load_pretrained("shapes10"), DRAWN, Predictions(logits, DRAWN.labels, shapes.CLASSES), rounds=2)
+    assert len(members) > 1 and sorted(asked[0]) == [0, members[-1]]
 
 
 def test_game_without_mistakes_is_refused(predictions):
     with pytest.raises(ValueError, match="more images"):
-        playground.GuessGame(
-            load_pretrained("shapes10"), DRAWN, Predictions(predictions.logits[10:], DRAWN.labels[10:], shapes.CLASSES)
-        )
+        right = Predictions(predictions.logits[10:], DRAWN.labels[10:], shapes.CLASSES)
+        playground.play(load_pretrained("shapes10"), DRAWN, right)
 
 
-def test_game_is_played_with_two_buttons(game, front_end):
-    shown = playground.play(game)
-    if not front_end:
-        assert isinstance(shown, Figure) and [ax.get_title() == "right" for ax in shown.axes if ax.get_title()] == list(
-            game.truth
-        )
-        return
-    (it_was_right, it_was_wrong), note, picture = shown.children[0].children, *shown.children[1:]
-    pictures = {picture.value}
-    for _ in game.truth:
-        assert not it_was_wrong.disabled
-        it_was_right.click()
-        pictures.add(picture.value)
-    assert game.guesses == [True] * 12 and "6 of 12" in note.value
-    assert it_was_right.disabled and it_was_wrong.disabled and len(pictures) == 13
-
-
+@pytest.mark.parametrize("front_end", [True, False], ids=["widgets", "page"])
 def test_playground_draws_anew_and_follows_its_sliders(front_end, monkeypatch):
+    monkeypatch.setattr(playground, "has_front_end", lambda: front_end)
     shown = []
     draw = playground.plots.image_grid
     monkeypatch.setattr(

@@ -1,5 +1,8 @@
 """Bring a photograph to what the network takes, and show what it makes of it."""
 
+import html
+
+import ipywidgets as widgets
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
@@ -7,6 +10,7 @@ from PIL import Image
 from helpers import plots
 from helpers.data import to_float
 from helpers.gradcam import GradCAM, as_heatmaps
+from helpers.interactive.front_end import as_png, has_front_end
 from helpers.model import dilated
 from helpers.pictures import read, to_size
 
@@ -48,3 +52,23 @@ def explain_photo(model, source, classes) -> tuple[Figure, str]:
     figure = plots.explanation(images[0], "what it sees", probabilities, classes, names, maps, photo=photo)
     trust = f"only {share:.0%} sure, so do not rely on it" if share < LOW_CONFIDENCE else f"{share:.0%} sure"
     return figure, f"{names[0]}, {trust}. The network can answer nothing but {', '.join(classes)}, whatever the picture shows."
+
+
+def upload(model, classes: tuple):
+    """A button to upload a photograph with, and what the network makes of it; without widgets, a sentence on how to do it."""
+    if not has_front_end():
+        print("here you could upload a photograph, if the notebook were open in JupyterLab or Colab")
+        return None
+    button, note, picture = widgets.FileUpload(accept="image/*"), widgets.HTML(), widgets.Image(format="png")
+
+    def show(change):
+        files = change["new"]  # a tuple of files in ipywidgets 8, a dictionary in 7
+        content = (files[0] if isinstance(files, tuple) else next(iter(files.values())))["content"]
+        try:
+            figure, note.value = explain_photo(model, content, classes)
+            picture.value = as_png(figure)
+        except ValueError as error:
+            picture.value, note.value = b"", f"<b>{html.escape(str(error))}</b>"
+
+    button.observe(show, "value")
+    return widgets.VBox([button, note, picture])
