@@ -652,6 +652,19 @@ def test_leftovers_of_killed_processes_are_removed_and_no_others(tmp_path, elsew
     assert [p.name for p in tmp_path.iterdir()] == ["cifar-10-batches-py"]
 
 
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), NotImplementedError("no flock here")])
+def test_disk_without_locks_is_downloaded_to_and_never_swept(tmp_path, monkeypatch, mirror, cifar10, archive, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(data.FileLock, "acquire", refuse)
+    add(tmp_path / ".download-another" / data.LOCK)
+    os.utime(tmp_path / ".download-another" / data.LOCK, (10**9, 10**9))
+    mirror.body = archive
+    assert_is_cifar10(load_dataset("auto", tmp_path), cifar10)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".download-another", "cifar-10-batches-py"]
+
+
 def die_while_writing(parent):
     with data._unfinished(parent, ".cache-") as unfinished:
         (unfinished / "pets.cache.npz").write_bytes(b"half of it")
