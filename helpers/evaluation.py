@@ -27,9 +27,7 @@ class Predictions:
     def __post_init__(self):
         n, k = len(self.labels), len(self.classes)
         if self.logits.shape != (n, k) or not set(self.labels) <= set(range(k)):
-            raise ValueError(
-                f"logits {self.logits.shape} and labels do not fit {n} images of {k} classes: take a network for these"
-            )
+            raise ValueError(f"logits {self.logits.shape} or labels do not fit {n} images of {k} classes: take another network")
         if not np.isfinite(self.logits).all():
             raise ValueError("the network puts out logits that are not finite: load other weights, or train with a lower peak_lr")
 

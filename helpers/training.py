@@ -409,7 +409,7 @@ def in_one_line():
     except KeyboardInterrupt as stopped:
         sys.exit(f"{stopped}")
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        print(str(error).splitlines()[0], file=sys.stderr)
+        print(str(error).partition("\n")[0], file=sys.stderr)
         sys.exit(2)
 
 

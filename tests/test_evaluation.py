@@ -70,7 +70,7 @@ WRONG_DATA = {
     "one channel": (lambda data: replace(data, images=data.images[..., :1]), r"\(N, 3, H, W\).*\(7, 1, 32, 32\)"),
     "no images": (lambda data: data.subset(slice(0)), "no images"),
     "four classes": (lambda data: replace(data, classes=tuple("abcd")), r"\(7, 10\) .*7 images of 4 classes"),
-    "labels of no class": (lambda data: replace(data, labels=data.labels + 9), "labels do not fit"),
+    "labels of no class": (lambda data: replace(data, labels=data.labels + 9), "or labels do not fit"),
 }
 
 

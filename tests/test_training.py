@@ -692,6 +692,7 @@ def wait_for(path, process):
 def killed(folder, start, signals, rng):
     """Run the command again and again, with one of these signals each time, somewhere; then to its end."""
     for number in signals:
+        (folder / "checkpoint.pt.lock").unlink(missing_ok=True)  # of the run before: to see when this one has begun
         process = start(command(folder))
         wait_for(folder / "checkpoint.pt.lock", process)
         process.join(rng.uniform(0, 1.5))
