@@ -12,7 +12,7 @@ import urllib.request
 import warnings
 import zipfile
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -255,7 +255,7 @@ def _download(root: Path) -> None:
             _fetch(_url(), archive)
             if not check_integrity(archive, CIFAR10.tgz_md5):
                 raise OSError(f"the {archive.stat().st_size:,} bytes that arrived are not CIFAR-10's archive: their MD5 differs")
-            shutil.unpack_archive(archive, folder)
+            shutil.unpack_archive(archive, folder)  # of files that are known, as its MD5 is
             (folder / CIFAR10.base_folder).rename(target)
     except (OSError, ValueError, HTTPException) as error:
         if not target.is_dir():  # else another process was faster
@@ -272,31 +272,29 @@ def _open(url):
 
 
 def _fetch(url, path):
-    with (
-        _open(url) as response,
-        open(path, "wb") as out,
-        tqdm.wrapattr(out, "write", int(response.headers.get("Content-Length") or 0) or None, desc="CIFAR-10") as file,
-    ):
-        deadline = time.monotonic() + PATIENCE
-        while chunk := response.read1(1 << 16):  # what is there; read() would wait for all 64 kB
-            file.write(chunk)
-            deadline = min(deadline + len(chunk) / SLOWEST, time.monotonic() + PATIENCE)
-            if time.monotonic() > deadline:
-                raise OSError(f"it came at less than {SLOWEST // 1000} kB a second")
+    with _open(url) as response, open(path, "wb") as out:
+        size, deadline = int(response.headers.get("Content-Length") or 0) or None, time.monotonic() + PATIENCE
+        with tqdm.wrapattr(out, "write", size, desc="CIFAR-10") as file:
+            while chunk := response.read1(1 << 16):  # what is there; read() would wait for all 64 kB
+                file.write(chunk)
+                deadline = min(deadline + len(chunk) / SLOWEST, time.monotonic() + PATIENCE)
+                if time.monotonic() > deadline:
+                    raise OSError(f"it came at less than {SLOWEST // 1000} kB a second")
 
 
 @contextmanager
 def _unfinished(parent: Path, prefix: str):
     """A folder beside what it is to become, removed at the end, and locked until then so that no `_sweep` removes it."""
-    with tempfile.TemporaryDirectory(dir=parent, prefix=prefix, ignore_cleanup_errors=True) as folder:
-        with FileLock(Path(folder, LOCK)):
-            yield Path(folder)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=prefix, ignore_cleanup_errors=True) as folder, ExitStack() as stack:
+        with suppress(OSError, NotImplementedError):  # of a disk without locks, where nothing is swept either
+            stack.enter_context(FileLock(Path(folder, LOCK)))
+        yield Path(folder)
 
 
 def _sweep(parent: Path) -> None:
     """Remove the unfinished folders of processes that were killed: their locks are free."""
     for lock in parent.glob(f".*-*/{LOCK}"):
-        with suppress(OSError):
+        with suppress(OSError, NotImplementedError):
             if time.time() - lock.stat().st_mtime > 1:  # else its owner may be about to take it
                 with FileLock(lock, timeout=0):
                     pass
@@ -309,7 +307,7 @@ def _as_folder(name) -> Path:
         return folder
     if isinstance(name, str) and len(folder.parts) == 1:
         raise ValueError(f"unknown data set '{one_line(name)}': choose 'auto', 'cifar10', 'shapes10' or the path of a folder")
-    raise FileNotFoundError(f"no folder {one_line(folder)}: give the path of one that holds train/<class>/ and test/<class>/")
+    raise FileNotFoundError(f"no folder {one_line(name)}: give the path of one that holds train/<class>/ and test/<class>/")
 
 
 def _load_folder(folder: Path) -> DatasetPair:

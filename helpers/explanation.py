@@ -45,13 +45,6 @@ def hit_rates(hits: dict) -> pd.DataFrame:
     return pd.DataFrame(rows, ["mean", "from", "to"]).T
 
 
-def energy_inside(heatmaps: torch.Tensor, masks: np.ndarray) -> np.ndarray:
-    """Share of each map's sum that lies on its object: (N, H, W) in [0, 1] and bool masks -> (N,); 0 for a blank map."""
-    flat = _cells(heatmaps)
-    total = flat.sum(1)
-    return (flat * masks.reshape(len(masks), -1)).sum(1) / np.where(total > 0, total, 1)
-
-
 def centred_gaussian(size: int) -> torch.Tensor:
     """A heatmap (size, size) that knows only that objects tend to be in the middle; its spread is a quarter of the side."""
     distance = (torch.arange(size) - (size - 1) / 2) / (size / 4)
@@ -273,14 +266,6 @@ def without_patterns(maps: torch.Tensor, *patterns: torch.Tensor) -> torch.Tenso
     basis = torch.stack([torch.ones_like(maps[0]), *patterns]).flatten(1).double()
     flat = maps.flatten(1).double()
     return (flat - flat @ torch.linalg.pinv(basis) @ basis).reshape(maps.shape)
-
-
-def centred(maps: torch.Tensor) -> torch.Tensor:
-    """Maps of all classes (N, num_classes, h, w) less their mean over classes.
-
-    Adding one vector to the weights of every class changes no prediction but moves every map; this takes it out again.
-    """
-    return maps - maps.mean(dim=1, keepdim=True)
 
 
 def without_shared(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
