@@ -5,12 +5,13 @@ For runs of hours: `python -m helpers.training --help`.
 
 import argparse
 import copy
+import errno
 import os
 import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -316,13 +317,17 @@ def sole_owner(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{path}.lock", timeout=0):
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(f"{path}.lock", timeout=0))
             for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a run that was killed while it wrote
                 left.unlink()
-            yield
-    except Timeout:
-        raise BlockingIOError(f"another run is writing {path}: wait for its end, or name another place") from None
+        except Timeout:
+            raise BlockingIOError(f"another run is writing {path}: wait for its end, or name another place") from None
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", errno.ENOTSUP) not in (errno.ENOTSUP, errno.ENOLCK):
+                raise  # a disk without locks does without, one that cannot be written to does not
+        yield
 
 
 def compiled(model: nn.Module, device: torch.device):
