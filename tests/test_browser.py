@@ -116,6 +116,7 @@ def run(jupyterlab, browser):
             page.click(".lm-MenuBar >> text=Run")
             page.click(".lm-Menu >> text=Run All Cells >> nth=0")
             page.wait_for_timeout(2000)
+            page.keyboard.press("Escape")  # closes the menu, where the entry was not active yet
         page.wait_for_function(DONE, timeout=300_000, polling=1000)  # not at every frame, which is work
         assert page.locator(FAILED).all_inner_texts() == []
         return page
