@@ -36,7 +36,7 @@ def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_pa
     table = ablation.summarise(runs)
     assert list(table.index) == variants
     assert table.loc["without flip", "difference"] == pytest.approx(-0.1)
-    assert table.loc["the recipe"].tolist() == pytest.approx([0.605, 0.01 / 2**0.5, 0, 0, 2])
+    assert table.loc["the recipe"].tolist() == pytest.approx([0.605, 0.01 / 2**0.5, 0, 0, 0, 0, 2])
     assert "without flip" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["shapes10-narrow-0.pt", "shapes10-narrow-1.pt"]
     twins = [load_pretrained(str(tmp_path / f"shapes10-narrow-{seed}.pt")) for seed in (0, 1)]
