@@ -138,7 +138,7 @@ def summarise(table: pd.DataFrame, weak: tuple = WEAK) -> pd.DataFrame:
 def holm(p: pd.Series) -> pd.Series:
     """p-values corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6, 65-70)."""
     ordered = p.sort_values()
-    return (ordered * range(len(p), 0, -1)).cummax().clip(upper=1).reindex(p.index)
+    return (ordered * np.arange(len(p), 0, -1)).cummax().clip(upper=1).reindex(p.index)
 
 
 @in_one_line()
