@@ -51,13 +51,13 @@ def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_pa
 
 def test_command_repeats_some_variants_at_another_width_and_length_in_a_table_of_its_own(tmp_path, capsys):
     path = tmp_path / "wider.csv"
-    options = "--data shapes10 --train-size 60 --validation-size 20 --epochs 2 --image-sizes 16 20 --width 17 --seeds 1".split()
+    options = "--data shapes10 --train-size 60 --validation-size 20 --epochs 2 --image-sizes 16 20 --width 24 --seeds 1".split()
     options += ["--output", str(path), "--variants", "the recipe", "without flip"]
     ablation.main(options)
     table = pd.read_csv(path)
     assert table["variant"].tolist() == ["the recipe", "without flip"]
-    assert table.loc[0, ["epochs", "sizes", "width"]].tolist() == [2, "(16, 20)", 17]
-    assert load_pretrained(str(tmp_path / "wider-narrow-0.pt")).stem.out_channels == 17
+    assert table.loc[0, ["epochs", "sizes", "width"]].tolist() == [2, "(16, 20)", 24]
+    assert load_pretrained(str(tmp_path / "wider-narrow-0.pt")).stem.out_channels == 24
     with pytest.raises(SystemExit, match="2"):
         ablation.main([*options, "--image-sizes", "16"])
     assert capsys.readouterr().err.splitlines()[-1].endswith("holds runs with other sizes: delete it, or name another file")

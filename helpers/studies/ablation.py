@@ -39,7 +39,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 @in_one_line()
 def main(argv=None) -> None:
-    parser = runs.options("ablation", RECIPE, width=16)
+    parser = runs.options("ablation", RECIPE, seeds=3, width=16)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="which to train")
     args = parser.parse_args(argv)
     study, _ = runs.prepared(args, "ablation")

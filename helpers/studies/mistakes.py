@@ -56,8 +56,8 @@ def open_test_set(study: runs.Study, test: Dataset) -> pd.DataFrame:
         )
     print("Opening the test images: from here on there is nothing left to choose.")
     tested = study.fill({(s, arm): (_score, arm, s, test, "test") for s, arm in runs_of_all}, "-test", test=test.digest)
-    maps = changed_maps(study, test)
-    write_file(study.path.with_stem(study.path.stem + "-maps"), lambda file: maps.to_csv(file, index=False))
+    maps = study.path.with_stem(study.path.stem + "-maps")
+    write_file(maps, lambda file: changed_maps(study, test).to_csv(file, index=False))
     return tested
 
 
@@ -75,7 +75,8 @@ def changed_maps(study: runs.Study, test: Dataset) -> pd.DataFrame:
             after, now = _answers(study, arm, other, test)
             for group, chosen in {"corrected": now.correct & ~was.correct, "broken": was.correct & ~now.correct}.items():
                 if chosen.sum() > 1:
-                    maps = (by.evidence(test.tensor(chosen), test.labels[chosen]) for by in (cam, after))
+                    images = test.tensor(chosen).to(default_device())
+                    maps = (by.evidence(images, test.labels[chosen]) for by in (cam, after))
                     found = same_minus_other(rank_correlation(*maps, every=True)).loc["difference"]
                     rows.append({"after": name, "seed": seed, "group": group, "images": chosen.sum(), **found})
     return pd.DataFrame(rows)
@@ -143,8 +144,7 @@ def holm(p: pd.Series) -> pd.Series:
 
 @in_one_line()
 def main(argv=None) -> None:
-    parser = runs.options("mistakes", RECIPE, ("harder",), width=WIDTH)
-    parser.set_defaults(seeds=SEEDS)
+    parser = runs.options("mistakes", RECIPE, SEEDS, ("harder",), width=WIDTH)
     parser.add_argument(
         "--open-test-set", action="store_true", help="score a finished study on the test images: once, at the end"
     )

@@ -102,10 +102,10 @@ def paired(runs: pd.DataFrame, measure: str, names: Iterable) -> pd.DataFrame:
     return pd.DataFrame({**scores, "from": mean - half, "to": mean + half, "seeds": seeds})
 
 
-def options(name: str, recipe: TrainConfig, settings: tuple = (), **defaults) -> argparse.ArgumentParser:
+def options(name: str, recipe: TrainConfig, seeds: int, settings: tuple = (), **defaults) -> argparse.ArgumentParser:
     """The options that the studies' commands share, and those for these settings of the recipe."""
     parser = training.options(f"studies.{name}", recipe, ("epochs", "image_sizes", *settings), validation_size=5000, **defaults)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
+    parser.add_argument("--seeds", type=int, default=seeds, help="runs of each variant")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; on a CPU as many as cores is fastest")
     return parser
 
