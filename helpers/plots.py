@@ -331,7 +331,7 @@ def explanation(image, title, probabilities, classes, labels, maps: dict, streng
             else:
                 shown = _signed(_panel(ax, label), raw[i], _limit(raw))
         axes[0].set_ylabel(name, fontsize=11)
-        figure.colorbar(shown, cax=place(11.87, 0.35 + 2.5 * row, 0.1), label=SIGNED_LABEL)
+        figure.colorbar(shown, cax=place(11.87, 0.35 + 2.5 * row, 0.1), label=SIGNED_LABEL.replace("\n", " "))
     if photo is not None:
         ax = _panel(place(0.05 - wider, middle, 2.2), "photo")
         ax.imshow(photo)

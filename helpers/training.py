@@ -5,12 +5,13 @@ For runs of hours: `python -m helpers.training --help`.
 
 import argparse
 import copy
+import errno
 import os
 import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -281,8 +282,7 @@ def fit(
             learned = train_one_epoch(run, forward, loader, criterion, config.image_size(epoch), device, stop)
             if learned is not None:
                 scored = evaluate(run.scored, scored_on, device) if scored_on else NOT_SCORED
-                seconds = time.perf_counter() - start
-                run.history.append(_row(epoch, config, {"train": learned, "validation": scored}, run.scheduler, seconds))
+                run.history.append(_row(epoch, config, {"train": learned, "validation": scored}, run.scheduler, start))
             run.require(all_finite(run.state()))
             if checkpoint:
                 save_checkpoint(checkpoint, config, run)
@@ -290,8 +290,7 @@ def fit(
                 log(run.history[-1])
             if stop.is_set():
                 end(stop.number, run, checkpoint)
-    if run.average:
-        model.load_state_dict(run.scored.state_dict())
+    model.load_state_dict(run.scored.state_dict())
     model.eval()
     return pd.DataFrame(run.history)
 
@@ -353,13 +352,17 @@ def sole_owner(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{path}.lock", timeout=0):
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(f"{path}.lock", timeout=0))
             for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a run that was killed while it wrote
                 left.unlink()
-            yield
-    except Timeout:
-        raise BlockingIOError(f"another run is writing {path}: wait for its end, or name another place") from None
+        except Timeout:
+            raise BlockingIOError(f"another run is writing {path}: wait for its end, or name another place") from None
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", errno.ENOTSUP) not in (errno.ENOTSUP, errno.ENOLCK):
+                raise  # a disk without locks does without, one that cannot be written to does not
+        yield
 
 
 def compiled(model: nn.Module, device: torch.device):
@@ -410,13 +413,13 @@ def load_checkpoint(path, config: TrainConfig, run: Run) -> None:
     run.sums.copy_(state["sums"])
 
 
-def _row(epoch, config, scores, scheduler, seconds):
+def _row(epoch, config, scores, scheduler, start):
     return {
         "epoch": epoch + 1,
         "image_size": config.image_size(epoch),
         **{f"{part}_{name}": value for part, found in scores.items() for name, value in found.items()},
         "learning_rate": scheduler.get_last_lr()[0],
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - start, 1),
     }
 
 

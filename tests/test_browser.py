@@ -40,6 +40,7 @@ DONE = """() => {
         .filter(p => !p.classList.contains("jp-Placeholder-prompt")).map(p => p.textContent)  // a folded cell shows no number
     return prompts.length > 5 && prompts.every(p => /^\\[\\d+\\]:$/.test(p))
 }"""
+STARTED = "[...document.querySelectorAll('.jp-InputPrompt')].some(prompt => /[*0-9]/.test(prompt.textContent))"
 FAILED = '[data-mime-type="application/vnd.jupyter.error"], [data-mime-type="application/vnd.jupyter.stderr"]'
 
 
@@ -111,9 +112,12 @@ def run(jupyterlab, browser):
         page.goto(f"{jupyterlab}/lab/workspaces/{name}/tree/{quote('the project/notebooks')}/{name}.ipynb?reset")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
         page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=60_000)
-        page.click(".lm-MenuBar >> text=Run")
-        page.click(".lm-Menu >> text=Run All Cells >> nth=0")
-        page.wait_for_function(DONE, timeout=300_000)
+        while not page.evaluate(STARTED):  # a click before JupyterLab knows its current notebook is lost
+            page.click(".lm-MenuBar >> text=Run")
+            page.click(".lm-Menu >> text=Run All Cells >> nth=0")
+            page.wait_for_timeout(2000)
+            page.keyboard.press("Escape")  # closes the menu, where the entry was not active yet
+        page.wait_for_function(DONE, timeout=300_000, polling=1000)  # not at every frame, which is work
         assert page.locator(FAILED).all_inner_texts() == []
         return page
 

@@ -65,7 +65,7 @@ def test_study_is_killed_goes_on_without_repeating_a_run_opens_the_test_set_and_
     assert len(networks) == 1 and not (tmp_path / "mistakes-test.csv").exists()
     with pytest.raises(SystemExit, match="2"):
         mistakes.main([*options, "--open-test-set"])
-    assert f"lacks {10 - len(before)} of 10 runs: make them first" in capsys.readouterr().err
+    assert f"lacks {10 - len(before)} of 10 runs: make them, without" in capsys.readouterr().err
 
     def fit(model, train, validation, config, device):
         configs.append(config)

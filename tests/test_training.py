@@ -1,3 +1,4 @@
+import errno
 import io
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import torchvision.transforms.v2.functional as tv
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
-from helpers import shapes
+from helpers import shapes, training
 from helpers.augmentation import augmentation_steps, compose
 from helpers.data import Dataset, make_loader
 from helpers.model import load_pretrained, resnet18
@@ -793,6 +794,19 @@ def test_second_run_on_one_output_is_refused_until_the_first_is_dead(tmp_path, p
         "checkpoint.pt.lock",
         *(["checkpoint.pt.previous"] if (tmp_path / "checkpoint.pt.previous").exists() else []),
     ]
+
+
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), NotImplementedError("no flock here")])
+def test_disk_without_locks_is_trained_on_all_the_same(data, tmp_path, monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(training.FileLock, "acquire", refuse)
+    fit(tiny_net(), data, None, replace(SMALL, epochs=1), CPU, tmp_path / "run.pt")
+    assert len(torch.load(tmp_path / "run.pt", weights_only=True)["history"]) == 1
+    error.errno = errno.EROFS
+    with pytest.raises(type(error)):  # before an epoch is lost
+        fit(tiny_net(), data, None, replace(SMALL, epochs=1), CPU, tmp_path / "other.pt", log=pytest.fail)
 
 
 def test_closed_terminal_stops_the_command_with_a_checkpoint(tmp_path, project):

@@ -35,25 +35,23 @@ def explore(model, sets: dict[str, tuple[Dataset, Predictions]], count: int | No
     Each set gives its mistakes, to each a right prediction like it (see `pairs`), and others if there is room left.
     The images are stored as JPEG, for the eye; the maps are those of the exact pixels, in steps of 1/127 of an image's maximum.
     """
-    classes = next(iter(sets.values()))[0].classes
-    count = min(count or int(os.environ.get("WALKTHROUGH_IMAGES", IMAGES)), 10 * IMAGES // len(classes)) // len(sets)
-    chosen = {name: choose(predictions, count) for name, (_, predictions) in sets.items()}
-    images = np.concatenate([dataset.images[chosen[name]] for name, (dataset, _) in sets.items()])
-    tensor = torch.cat([dataset.tensor(chosen[name]) for name, (dataset, _) in sets.items()])
-    cams = grids(model)
+    (dataset, predictions), *_ = sets.values()
+    count = count or int(os.environ.get("WALKTHROUGH_IMAGES", IMAGES))
+    count = min(count, 10 * IMAGES // len(dataset.classes)) // len(sets)
+    chosen = [choose(predictions, count) for _, predictions in sets.values()]
+    held = [dataset.subset(indices) for (dataset, _), indices in zip(sets.values(), chosen)]
+    cams, tensor = grids(model), torch.cat([part.tensor() for part in held])
     data = {
-        "classes": classes,
+        "classes": dataset.classes,
         "sets": list(sets),
-        "images": [row for i, name in enumerate(sets) for row in _rows(i, sets[name][1], chosen[name])],
-        "grids": [quantised(all_maps(cam, tensor, len(classes))) for cam in cams.values()],
-        "size": images.shape[1],
+        "images": [row for i, (_, answers) in enumerate(sets.values()) for row in _rows(i, answers, chosen[i])],
+        "grids": [quantised(all_maps(cam, tensor, len(dataset.classes))) for cam in cams.values()],
+        "size": tensor.shape[-1],
         "columns": COLUMNS,
-        "sprite": _sprite(images),
+        "sprite": _sprite(np.concatenate([part.images for part in held])),
     }
-    dataset, predictions = next(iter(sets.values()))
-    still = picture(cams, dataset, predictions, next(iter(chosen.values()))[0])
     alt = "One image, bars of its probabilities, and on two grids the maps of two classes and their difference"
-    return alive("explorer", data, still, alt)
+    return alive("explorer", data, picture(cams, dataset, predictions, chosen[0][0]), alt)
 
 
 def alive(kind: str, data: dict, still: Figure, alt: str) -> HTML:

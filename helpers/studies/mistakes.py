@@ -51,9 +51,7 @@ def open_test_set(study: runs.Study, test: Dataset) -> pd.DataFrame:
     """
     done, runs_of_all = study.fill({}), list(product(range(study.seeds), ARMS))
     if missing := set(runs_of_all) - set(zip(done.get("seed", ()), done.get("variant", ()))):
-        raise ValueError(
-            f"{study.path} lacks {len(missing)} of {len(runs_of_all)} runs: make them first, without --open-test-set"
-        )
+        raise ValueError(f"{study.path} lacks {len(missing)} of {len(runs_of_all)} runs: make them, without --open-test-set")
     print("Opening the test images: from here on there is nothing left to choose.")
     tested = study.fill({(s, arm): (_score, arm, s, test, "test") for s, arm in runs_of_all}, "-test", test=test.digest)
     maps = study.path.with_stem(study.path.stem + "-maps")
@@ -125,10 +123,8 @@ def summarise(table: pd.DataFrame, weak: tuple = WEAK) -> pd.DataFrame:
     from and to are the ends of the 95 % interval of one comparison.  p: of a paired t test; corrected: by Holm's method, over all
     comparisons of the table, so that the chance of one false finding among them is 5 % at most.  finding: in words.
     """
-    means = {
-        f"{score} of the weak": table[[f"{score} {name}" for name in weak]].mean(axis=1) for score in ("recall", "precision")
-    }
-    table = table.assign(**means)
+    for score in ("recall", "precision"):
+        table = table.assign(**{f"{score} of the weak": table[[f"{score} {name}" for name in weak]].mean(axis=1)})
     found = pd.concat({measure: runs.paired(table, measure, ARMS).drop(PLAIN) for measure in MEASURES})
     t = (found["difference"] / found["standard error"]).fillna(0)  # 0 / 0: no difference in any seed
     p = pd.Series(2 * stats.t.sf(t.abs(), found["seeds"] - 1), found.index)
@@ -145,9 +141,7 @@ def holm(p: pd.Series) -> pd.Series:
 @in_one_line()
 def main(argv=None) -> None:
     parser = runs.options("mistakes", RECIPE, SEEDS, ("harder",), width=WIDTH)
-    parser.add_argument(
-        "--open-test-set", action="store_true", help="score a finished study on the test images: once, at the end"
-    )
+    parser.add_argument("--open-test-set", action="store_true", help="score a finished study on test images: once, at the end")
     args = parser.parse_args(argv)
     study, test = runs.prepared(args, "mistakes")
     table = open_test_set(study, test) if args.open_test_set else train(study)
