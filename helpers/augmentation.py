@@ -11,6 +11,7 @@ import numpy as np  # noqa: E402
 from helpers.data import MEAN, SIZE  # noqa: E402
 
 FILL = tuple(round(255 * m) for m in MEAN)  # a hole of the mean colour is zero after the network's normalisation
+HARDER = {"padding": 2, "hole": 4, "degrees": 15}  # what stronger augmentation adds to the strengths of `augmentation_steps`
 
 
 def augmentation_steps(padding: int = 4, hole: int = 8, degrees: float = 7, flip: bool = True) -> dict[str, A.BasicTransform]:

@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +58,7 @@ class Dataset(torch.utils.data.Dataset):
     images: (N, 32, 32, 3) uint8, RGB.  labels: (N,) int64, indices into `classes`.
     masks: (N, 32, 32) bool, True on the object, for Shapes-10; None elsewhere.
     transform: an Albumentations pipeline that `__getitem__` applies, or None.
+    harder: {label: another pipeline, for the images of that class}.
     """
 
     images: np.ndarray
@@ -65,6 +66,7 @@ class Dataset(torch.utils.data.Dataset):
     classes: tuple
     masks: np.ndarray | None = None
     transform: Callable | None = None
+    harder: dict = field(default_factory=dict)
 
     def __len__(self):
         return len(self.labels)
@@ -72,8 +74,9 @@ class Dataset(torch.utils.data.Dataset):
     def __getitem__(self, index):
         """One image as uint8 (3, 32, 32), transformed, and its label."""
         image = self.images[index]
-        if self.transform is not None:
-            image = self.transform(image=image)["image"]
+        transform = self.harder.get(self.labels[index], self.transform)
+        if transform is not None:
+            image = transform(image=image)["image"]
         return torch.from_numpy(image).permute(2, 0, 1), self.labels[index]
 
     def subset(self, indices) -> "Dataset":
@@ -180,9 +183,10 @@ def make_loader(dataset: Dataset, batch_size: int, generator: torch.Generator | 
 
 
 def seed_transform(dataset: Dataset, seed: int) -> None:
-    """Set the random state of a data set's augmentation (32 bits of `seed`)."""
-    if dataset.transform is not None:
-        dataset.transform.set_random_seed(seed % 2**32)
+    """Set the random state of a data set's augmentation (32 bits of `seed`); its pipelines draw apart from one another."""
+    for number, transform in enumerate(dict.fromkeys([dataset.transform, *dataset.harder.values()])):
+        if transform is not None:
+            transform.set_random_seed((seed + number * 2**31) % 2**32)  # workers' seeds differ by ones
 
 
 def _seed_worker(_):

@@ -6,7 +6,8 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment, minimize
+from scipy.special import log_softmax
 from sklearn import metrics
 from tqdm import tqdm
 
@@ -159,3 +160,25 @@ def most_confused(predictions: Predictions, count: int = 10) -> pd.DataFrame:
         [(names[a], names[p], errors[a, p], errors[a, p] / matrix[a].sum()) for a, p in rows],
         columns=["actual", "predicted", "images", "share of actual"],
     )
+
+
+def error_weights(recall, least: float = 0.25) -> tuple:
+    """Weights for `TrainConfig.class_weights`: each class in proportion to its error (1 - recall; their mean is 1), or `least`.
+
+    The floor is for classes that happen to have no errors among the images scored: a weight of 0 would drop them.
+    """
+    error = 1 - np.asarray(recall, dtype=float)
+    return tuple(np.maximum(error / error.mean(), least).round(3).tolist())
+
+
+def logit_shift(predictions: Predictions, weights) -> np.ndarray:
+    """What to add to the logit of each class to make the cross-entropy with these class weights least: (num_classes,), mean 0.
+
+    So ten numbers, set after training, pursue what class weights in training pursue, and move no map: what the latter do beyond
+    this is not the threshold. The loss is convex, so there is one answer and nothing to tune. For a calibrated network it is
+    about the logarithm of the weights.
+    """
+    each = np.asarray(weights)[predictions.labels] / np.sum(np.asarray(weights)[predictions.labels])
+    actual = np.eye(len(predictions.classes))[predictions.labels] * each[:, None]
+    loss = minimize(lambda shift: -(actual * log_softmax(predictions.logits + shift, axis=1)).sum(), np.zeros(actual.shape[1]))
+    return (loss.x - loss.x.mean()).astype(np.float32)

@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from helpers.augmentation import augmentation_steps, compose
+from helpers.augmentation import HARDER, augmentation_steps, compose
 from helpers.data import SIZE, Dataset, channel_statistics, load_dataset, make_loader, seed_transform, split, to_float, write_file
 from helpers.model import all_finite, read_file, resnet18, save_weights
+from helpers.pictures import one_line
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,13 @@ class TrainConfig:
     momentum: float = 0.9  # Nesterov momentum, per step
     weight_decay: float = 5e-4  # on convolutions and the linear layer, not on norms and biases
     label_smoothing: float = 0.1  # probability spread evenly over all classes
-    image_sizes: tuple = (32,)  # pixels, epoch by epoch; the last one holds for the rest
+    image_sizes: tuple[int, ...] = (32,)  # pixels, epoch by epoch; the last one holds for the rest
     padding: int = 4  # pixels of reflected border before the random crop
     hole: int = 8  # side of the dropped square in pixels
     degrees: float = 7.0  # largest rotation
     flip: bool = True  # mirror half of the images
+    harder: tuple[str, ...] = ()  # names of classes whose images are augmented more strongly, by `augmentation.HARDER`
+    class_weights: tuple[float, ...] = ()  # how much an image of each class counts in the loss, in their order; (): all alike
     ema: float = 0.0  # share that an averaged copy of the weights keeps at each step; 0: no such copy
     mixed_precision: bool = True  # 16-bit arithmetic where the machine is faster with it
     seed: int = 0  # of the order of images and of their augmentation
@@ -59,6 +63,7 @@ class TrainConfig:
         return self.image_sizes[min(epoch, len(self.image_sizes) - 1)]
 
 
+SETTINGS = [field.name for field in fields(TrainConfig)]
 NOT_SCORED = {"loss": float("nan"), "accuracy": float("nan")}
 
 
@@ -87,6 +92,36 @@ def make_scheduler(optimizer, config: TrainConfig, steps_per_epoch: int):
         cycle_momentum=False,
         **flat,
     )
+
+
+def make_criterion(train: Dataset, config: TrainConfig):
+    """Smoothed cross-entropy of logits and labels, a mean over images; with class weights each counts as its class does.
+
+    The weights are scaled to a mean of 1 over the training images, so that a learning rate means what it does without them.
+    Not `cross_entropy(weight=...)`: that divides by the weights of the batch at hand, so that what an image counts depends on its
+    neighbours, and weighs the share that smoothing gives to every class, too.  Raises ValueError for weights of another number.
+    """
+    smoothed = partial(F.cross_entropy, label_smoothing=config.label_smoothing)
+    weights = np.array(config.class_weights)
+    if len(set(config.class_weights)) < 2:  # equal weights are none
+        return smoothed
+    if len(weights) != len(train.classes) or not (weights > 0).all():
+        raise ValueError(f"class_weights must be {len(train.classes)} numbers above 0, one for each class: got {weights}")
+    scaled = torch.from_numpy(weights / weights[train.labels].mean()).float()
+    return lambda logits, labels: (scaled.to(labels.device)[labels] * smoothed(logits, labels, reduction="none")).mean()
+
+
+def augmented(train: Dataset, config: TrainConfig) -> Dataset:
+    """The training set with its pipelines: one for all classes, and a stronger one for those in `harder`, if any are.
+
+    Raises ValueError for a name there that is no class.
+    """
+    if unknown := [name for name in config.harder if name not in train.classes]:
+        raise ValueError(f"no class {one_line(unknown[0])!r} in these data: choose among {', '.join(train.classes)}")
+    strengths = {name: getattr(config, name) for name in ("padding", "hole", "degrees", "flip")}
+    stronger = compose(augmentation_steps(**strengths | {name: strengths[name] + more for name, more in HARDER.items()}))
+    harder = {train.classes.index(name): stronger for name in config.harder}
+    return replace(train, transform=compose(augmentation_steps(**strengths)), harder=harder)
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -230,13 +265,13 @@ def fit(
     """
     device = device or default_device()
     model.to(device, memory_format=torch.channels_last)
-    train = replace(train, transform=compose(augmentation_steps(config.padding, config.hole, config.degrees, config.flip)))
+    train = augmented(train, config)
     generator = torch.Generator()
     loader = make_loader(train, config.batch_size, generator, min(8, os.cpu_count() or 1) if device.type == "cuda" else 0)
     scored_on = None if validation is None else make_loader(validation, 500)
     digests = [part.digest for part in (train, validation) if part is not None]
     run = Run(model, config, len(loader), device, {"classes": tuple(train.classes), "images": digests})
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    criterion = make_criterion(train, config)
     with sole_owner(checkpoint) if checkpoint else nullcontext(), interruptible() as stop:
         if checkpoint:
             load_checkpoint(checkpoint, config, run)
@@ -388,19 +423,28 @@ def _row(epoch, config, scores, scheduler, start):
     }
 
 
-def _parse(argv):
-    parser = argparse.ArgumentParser("python -m helpers.training", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+def options(command: str, config: TrainConfig, names, **defaults) -> argparse.ArgumentParser:
+    """A command's options for data, network and output, and for these settings, whose defaults are the configuration's."""
+    parser = argparse.ArgumentParser(f"python -m helpers.{command}", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--data", default="auto", help="as load_dataset's name")
     parser.add_argument("--train-size", type=int, help="use so many training images (all)")
-    parser.add_argument("--validation-size", type=int, default=0, help="training images held out to choose by; 0: none")
-    parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
-    parser.add_argument("--compile", action="store_true", help="use torch.compile, if it works here")
-    parser.add_argument("--output", type=Path, default=Path("runs/training"), help="folder for checkpoint, history and weights")
-    for field in fields(TrainConfig):
-        kind = {bool: {"action": argparse.BooleanOptionalAction}, tuple: {"type": int, "nargs": "+"}}
-        options = kind.get(field.type, {"type": field.type})
-        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help="as in TrainConfig", **options)
-    return parser.parse_args(argv)
+    parser.add_argument("--validation-size", type=int, help="training images held out to choose by; 0: none")
+    parser.add_argument("--width", type=int, help="channels of the first stage")
+    parser.add_argument("--output", type=Path, help="where to write, and what to go on with")
+    kind = {tuple[of, ...]: {"type": of, "nargs": "+"} for of in (int, float, str)}
+    kind[bool] = {"action": argparse.BooleanOptionalAction}
+    for name in names:
+        of = TrainConfig.__annotations__[name]
+        default, more = getattr(config, name), kind.get(of, {"type": of})
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default, help="as in TrainConfig", **more)
+    parser.set_defaults(config=config, **defaults)
+    return parser
+
+
+def configured(args: argparse.Namespace) -> TrainConfig:
+    """The configuration that was asked for by `options`."""
+    given = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    return replace(args.config, **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 @contextmanager
@@ -418,9 +462,10 @@ def in_one_line():
 @in_one_line()
 def main(argv=None) -> None:
     """Train from the command line; started again with the same options, it goes on from its last checkpoint."""
-    args = _parse(argv)
-    config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
-    config = replace(config, image_sizes=tuple(config.image_sizes))
+    parser = options("training", TrainConfig(), SETTINGS, validation_size=0, width=64, output=Path("runs/training"))
+    parser.add_argument("--compile", action="store_true", help="use torch.compile, if it works here")
+    args = parser.parse_args(argv)
+    config = configured(args)
     data = load_dataset(args.data, train_size=args.train_size)
     train, validation = split(data.train, args.validation_size) if args.validation_size else (data.train, None)
     torch.manual_seed(config.seed)

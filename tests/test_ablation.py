@@ -2,9 +2,10 @@ import pandas as pd
 import pytest
 import torch
 
+from helpers.data import load_dataset
 from helpers.model import load_pretrained
-from helpers.studies import ablation
-from helpers.training import TrainConfig
+from helpers.studies import ablation, runs
+from helpers.training import TrainConfig, sole_owner
 
 
 def test_every_variant_changes_the_recipe_in_what_its_name_says():
@@ -16,24 +17,29 @@ def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_pa
     seen = []
 
     def fit(model, train, validation, config, device):
-        seen.append((config, len(train), len(validation), sum(p.numel() for p in model.parameters())))
+        seen.append((config, len(train), sum(p.numel() for p in model.parameters())))
         if len(seen) == 9:
             raise KeyboardInterrupt
-        columns = ("train_accuracy", "validation_accuracy", "validation_loss")
-        return pd.DataFrame([dict.fromkeys(columns, 0.1), dict.fromkeys(columns, 0.5 + 0.1 * config.flip + 0.01 * config.seed)])
+        return pd.DataFrame({"train_accuracy": [0.1, 0.2]})
 
-    monkeypatch.setattr(ablation, "fit", fit)
-    path = tmp_path / "ablation.csv"
+    def evaluate(model, loader, device):
+        config = seen[-1][0]
+        return {"loss": 0.3, "accuracy": 0.5 + 0.1 * config.flip + 0.01 * config.seed, "images": len(loader.dataset)}
+
+    monkeypatch.setattr(runs, "fit", fit)
+    monkeypatch.setattr(runs, "evaluate", evaluate)
+    path = tmp_path / "shapes10-ablation.csv"
     options = f"--data shapes10 --train-size 60 --validation-size 20 --epochs 3 --width 16 --seeds 2 --output {path}".split()
-    with pytest.raises(SystemExit, match="run this again to go on"):
+    with pytest.raises(SystemExit, match=f"are in {path}: run this again to go on"):
         ablation.main(options)
     ablation.main(options)
-    runs = pd.read_csv(path)
+    table = pd.read_csv(path)
     variants = list(ablation.VARIANTS)
-    assert list(zip(runs["seed"], runs["variant"])) == [(s, v) for s in (0, 1) for v in variants]
-    assert len(seen) == 2 * len(variants) + 1 and {row[1:] for row in seen} == {(40, 20, seen[0][3])}
+    assert list(zip(table["seed"], table["variant"])) == [(s, v) for s in (0, 1) for v in variants]
+    assert len(seen) == 2 * len(variants) + 1 and {row[1:] for row in seen} == {(40, seen[0][2])}
+    assert set(table["validation_images"]) == {20} and set(table["train_accuracy"]) == {0.2}
     assert {config.epochs for config, *_ in seen} == {3} and {config.seed for config, *_ in seen} == {0, 1}
-    table = ablation.summarise(runs)
+    table = ablation.summarise(table)
     assert list(table.index) == variants
     assert table.loc["without flip", "difference"] == pytest.approx(-0.1)
     assert table.loc["the recipe"].tolist() == pytest.approx([0.605, 0.01 / 2**0.5, 0, 0, 0, 0, 2])
@@ -43,6 +49,20 @@ def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_pa
     assert not torch.equal(twins[0].fc.weight, twins[1].fc.weight)
 
 
+def test_command_repeats_some_variants_at_another_width_and_length_in_a_table_of_its_own(tmp_path, capsys):
+    path = tmp_path / "wider.csv"
+    options = "--data shapes10 --train-size 60 --validation-size 20 --epochs 2 --image-sizes 16 20 --width 24 --seeds 1".split()
+    options += ["--output", str(path), "--variants", "the recipe", "without flip"]
+    ablation.main(options)
+    table = pd.read_csv(path)
+    assert table["variant"].tolist() == ["the recipe", "without flip"]
+    assert table.loc[0, ["epochs", "sizes", "width"]].tolist() == [2, "(16, 20)", 24]
+    assert load_pretrained(str(tmp_path / "wider-narrow-0.pt")).stem.out_channels == 24
+    with pytest.raises(SystemExit, match="2"):
+        ablation.main([*options, "--image-sizes", "16"])
+    assert capsys.readouterr().err.splitlines()[-1].endswith("holds runs with other sizes: delete it, or name another file")
+
+
 def test_rows_of_another_recipe_are_not_gone_on_with(tmp_path, capsys):
     path = tmp_path / "ablation.csv"
     pd.DataFrame([("the recipe", 0, 15, 16, 0.5)], columns=["variant", "seed", "epochs", "width", "validation_accuracy"]).to_csv(
@@ -50,7 +70,7 @@ def test_rows_of_another_recipe_are_not_gone_on_with(tmp_path, capsys):
     )
     with pytest.raises(SystemExit, match="2"):
         ablation.main(f"--data shapes10 --train-size 60 --validation-size 20 --epochs 3 --output {path}".split())
-    assert capsys.readouterr().err.strip().endswith("other epochs, width or data: delete it, or name another file")
+    assert capsys.readouterr().err.strip().endswith("with other epochs, sizes, harder, data: delete it, or name another file")
 
 
 def test_summary_by_hand():
@@ -66,51 +86,51 @@ def test_summary_by_hand():
 SMALL = TrainConfig(epochs=1, batch_size=20, image_sizes=(16,))
 
 
-def test_a_real_run_learns_on_generated_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "VARIANTS", {"the recipe": {}})
-    data = ablation.load_dataset("shapes10", train_size=60, test_size=20)
-    ablation.ablation(data.train, data.test, tmp_path / "ablation.csv", SMALL, seeds=1, width=16)
-    runs = pd.read_csv(tmp_path / "ablation.csv")
-    assert runs.loc[0, ["variant", "seed", "epochs", "width"]].tolist() == ["the recipe", 0, 1, 16]
-    assert 0 <= runs.loc[0, "validation_accuracy"] <= 1
+def study(path, images=60, jobs=1):
+    data = load_dataset("shapes10", train_size=60, test_size=20)
+    return runs.Study(data.train.subset(slice(images)), data.test, path, SMALL, 16, 1, jobs)
+
+
+def test_a_real_run_learns_on_generated_images(tmp_path):
+    table = ablation.ablation(study(tmp_path / "ablation.csv"), ["the recipe"])
+    assert table.loc[0, ["variant", "seed", "epochs", "width"]].tolist() == ["the recipe", 0, 1, 16]
+    assert 0 <= table.loc[0, "validation_accuracy"] <= 1
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "ablation.csv"), table)
 
 
 def test_runs_side_by_side_give_the_rows_of_runs_one_by_one(tmp_path):
     tables = []
     for jobs in (1, 2):
-        path = tmp_path / f"{jobs}-ablation.csv"
-        data = ablation.load_dataset("shapes10", train_size=60, test_size=20)
-        ablation.ablation(data.train, data.test, path, SMALL, seeds=1, width=16, jobs=jobs)
-        tables.append(pd.read_csv(path).sort_values("variant", ignore_index=True))
+        table = ablation.ablation(study(tmp_path / f"{jobs}-ablation.csv", jobs=jobs))
+        tables.append(table.sort_values("variant", ignore_index=True))
     # Another number of threads adds up in another order, so a few of the twenty predictions may differ.
     pd.testing.assert_frame_equal(*tables, atol=0.1)
     assert len(tables[0]) == len(ablation.VARIANTS)
 
 
-@pytest.mark.parametrize(("cut", "lost"), [(0, 0), (1, 1), (9, 1), (100, 2), (10_000, 7)], ids="{} characters".format)
+@pytest.mark.parametrize(("cut", "lost"), [(0, 0), (1, 1), (9, 1), (120, 2), (10_000, 7)], ids="{} characters".format)
 def test_row_cut_in_its_middle_is_run_again(tmp_path, monkeypatch, cut, lost):
     seen = []
 
     def fit(model, train, validation, config, device):
         seen.append(config)
-        return pd.DataFrame([dict.fromkeys(("train_accuracy", "validation_accuracy", "validation_loss"), 0.5 + len(seen) / 100)])
+        return pd.DataFrame({"train_accuracy": [0.5 + len(seen) / 100]})
 
-    monkeypatch.setattr(ablation, "fit", fit)
-    path, data = tmp_path / "ablation.csv", ablation.load_dataset("shapes10", train_size=60, test_size=20)
-    ablation.ablation(data.train, data.test, path, SMALL, seeds=1)
+    monkeypatch.setattr(runs, "fit", fit)
+    path = tmp_path / "ablation.csv"
+    ablation.ablation(study(path))
     path.write_bytes(path.read_bytes()[: -cut or None])
-    ablation.ablation(data.train, data.test, path, SMALL, seeds=1)
-    runs, kept = pd.read_csv(path), 7 - lost
-    assert list(runs["variant"]) == list(ablation.VARIANTS) and not runs.isna().any(axis=None)
+    ablation.ablation(study(path))
+    table, kept = pd.read_csv(path), 7 - lost
+    assert list(table["variant"]) == list(ablation.VARIANTS) and not table.isna().any(axis=None)
     expected = [0.5 + number / 100 for number in (*range(1, kept + 1), *range(8, 8 + lost))]
-    assert runs["validation_accuracy"].tolist() == pytest.approx(expected)
+    assert table["train_accuracy"].tolist() == pytest.approx(expected)
 
 
-def test_rows_of_other_images_are_not_gone_on_with_and_two_ablations_do_not_write_one_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "VARIANTS", {"the recipe": {}})
-    data, path = ablation.load_dataset("shapes10", train_size=60, test_size=20), tmp_path / "ablation.csv"
-    with ablation.sole_owner(path), pytest.raises(BlockingIOError, match="another run is writing"):
-        ablation.ablation(data.train, data.test, path, SMALL, seeds=1)
-    ablation.ablation(data.train, data.test, path, SMALL, seeds=1)
-    with pytest.raises(ValueError, match="other epochs, width or data"):
-        ablation.ablation(data.train.subset(slice(59)), data.test, path, SMALL, seeds=1)
+def test_rows_of_other_images_are_not_gone_on_with_and_two_ablations_do_not_write_one_table(tmp_path):
+    path = tmp_path / "ablation.csv"
+    with sole_owner(path), pytest.raises(BlockingIOError, match="another run is writing"):
+        ablation.ablation(study(path), ["the recipe"])
+    ablation.ablation(study(path), ["the recipe"])
+    with pytest.raises(ValueError, match="with other data"):
+        ablation.ablation(study(path, images=59), ["the recipe"])

@@ -910,3 +910,60 @@ def test_crops_without_workers_repeat_with_the_seed_of_the_augmentation():
     assert crops(0, 0, augmentation_seed=5 + 2**32) == batches  # 32 bits of the seed count
     assert not set(crops(0, 0, augmentation_seed=6)) & set(batches)
     seed_transform(replace(NUMBERED, transform=None), 5)  # nothing to seed
+
+
+class AsBefore(torch.utils.data.Dataset):
+    """Images with one pipeline for all of them, in a few lines of its own."""
+
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return torch.from_numpy(self.pipeline(image=COLOURS)["image"]).permute(2, 0, 1), index % 3
+
+
+def seed_as_before(_):
+    torch.utils.data.get_worker_info().dataset.pipeline.set_random_seed(torch.initial_seed() % 2**32)
+
+
+def drawn(pipeline, num_workers, harder):
+    """A batch after batch of two epochs, and labels: sixty-four copies of one image in three classes."""
+    pipeline.set_random_seed(5)
+    dataset = Dataset(COLOURS[None].repeat(64, 0), np.arange(64) % 3, CLASSES, transform=pipeline, harder=harder)
+    if harder:
+        seed_transform(dataset, 5)
+    loader = make_loader(dataset, 16, torch.Generator().manual_seed(0), num_workers)
+    return [batch for _ in range(2) for batch in loader]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_draws_are_those_of_one_pipeline_where_no_class_has_another(num_workers):
+    pipeline = compose(augmentation_steps())
+    found = drawn(pipeline, num_workers, {})
+    pipeline.set_random_seed(5)
+    generator = torch.Generator().manual_seed(0)
+    before = torch.utils.data.DataLoader(
+        AsBefore(pipeline), 16, shuffle=True, generator=generator, num_workers=num_workers, worker_init_fn=seed_as_before
+    )
+    for (images, labels), (expected, numbers) in zip(found, [batch for _ in range(2) for batch in before], strict=True):
+        assert torch.equal(images, expected) and torch.equal(labels, numbers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_both_pipelines_are_seeded_and_serve_their_own_classes(num_workers):
+    def once():
+        blank = compose(augmentation_steps(padding=0, hole=32, degrees=0, flip=False))  # the whole image, in half of the images
+        return drawn(compose(augmentation_steps(hole=0, degrees=0)), num_workers, dict.fromkeys((0, 2), blank))
+
+    first, again = once(), once()
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again))
+    images, labels = (torch.cat(parts).numpy() for parts in zip(*first))
+    is_blank = (images == images[:, :, :1, :1]).all((1, 2, 3))
+    is_whole = (images == COLOURS.transpose(2, 0, 1)).all((1, 2, 3))
+    assert not is_blank[labels == 1].any() and 0.3 < is_blank[labels != 1].mean() < 0.7
+    assert (is_blank | is_whole)[labels != 1].all() and not is_whole[labels == 1].all()
+    per_epoch = is_blank.reshape(2, 64)
+    assert (per_epoch[0] != per_epoch[1]).any()

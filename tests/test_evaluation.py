@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import classification_report
@@ -16,6 +17,8 @@ from helpers.evaluation import (
     calibration,
     calibration_error,
     confusion,
+    error_weights,
+    logit_shift,
     most_confused,
     per_class,
     predict,
@@ -206,3 +209,24 @@ def test_commonest_mistakes_come_first_with_their_share(six):
 def test_flawless_network_confuses_nothing():
     answers = Predictions(np.eye(3, dtype=np.float32), np.arange(3), ("a", "b", "c"))
     assert len(most_confused(answers)) == 0
+
+
+def test_error_weights_are_in_proportion_to_the_error_with_a_floor():
+    assert error_weights([0.9, 0.8, 0.7, 0.6]) == (0.4, 0.8, 1.2, 1.6)  # errors of 0.1 to 0.4, 0.25 on average
+    assert error_weights([1.0, 0.8]) == (0.25, 2.0)
+
+
+def test_logit_shift_of_a_network_that_knows_nothing_is_the_log_of_what_each_class_weighs():
+    answers = Predictions(np.zeros((8, 3), np.float32), np.array([0] * 5 + [1] * 2 + [2]), tuple("abc"))
+    expected = np.log([5 * 1, 2 * 3, 1 * 4])
+    np.testing.assert_allclose(logit_shift(answers, (1, 3, 4)), expected - expected.mean(), atol=1e-4)
+
+
+def test_logit_shift_makes_the_mean_probability_of_each_class_its_weighted_share():
+    rng, weights = np.random.default_rng(0), np.array([0.5, 1, 2, 1])
+    labels = rng.integers(0, 4, 300)
+    answers = Predictions((rng.normal(size=(300, 4)) + 2 * np.eye(4)[labels]).astype(np.float32), labels, tuple("abcd"))
+    each = weights[labels] / weights[labels].sum()
+    p = softmax(answers.logits + logit_shift(answers, weights), axis=1)
+    np.testing.assert_allclose(each @ p, np.bincount(labels, each), atol=1e-4)  # the derivative of the weighted loss is zero
+    assert np.abs(each @ answers.probabilities - np.bincount(labels, each)).max() > 0.02  # it is not without the shift

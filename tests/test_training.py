@@ -27,11 +27,13 @@ from helpers.model import load_pretrained, resnet18
 from helpers.training import (
     Run,
     TrainConfig,
+    augmented,
     compiled,
     evaluate,
     fit,
     load_checkpoint,
     main,
+    make_criterion,
     make_optimizer,
     resize,
     save_checkpoint,
@@ -89,6 +91,56 @@ def test_two_epochs_are_sgd_nesterov_on_the_smoothed_loss_computed_in_numpy():
         assert got["accuracy"] == pytest.approx(np.mean(hits))
     np.testing.assert_allclose(model[1].weight.detach().numpy(), weight, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(model[1].bias.detach().numpy(), bias, rtol=1e-4, atol=1e-6)
+
+
+def test_class_weights_make_a_mean_over_images_of_the_smoothed_loss_times_their_share_computed_in_numpy(data):
+    rng, labels = np.random.default_rng(0), np.array([0, 0, 0, 1, 2, 2])
+    few = replace(data.subset(np.arange(6)), labels=labels, classes=("a", "b", "c"))
+    config = replace(SMALL, class_weights=(1.0, 2.0, 6.0), label_smoothing=0.3, peak_lr=1e-12, mixed_precision=False)
+    model, criterion = nn.Linear(4, 3), make_criterion(few, config)
+    images, order = rng.integers(0, 256, (6, 4, 1, 1), dtype=np.uint8), [[5, 0, 1, 3], [2, 4]]  # of unequal size
+    forward = lambda x: model(x.flatten(1))  # noqa: E731
+    loader = [(torch.from_numpy(images[batch]), torch.from_numpy(labels[batch])) for batch in order]
+    weight, bias = (p.detach().double().numpy() for p in model.parameters())
+    z = images.reshape(6, 4) / 255 @ weight.T + bias
+    target = 0.7 * np.eye(3)[labels] + 0.1
+    each = -(target * (z - np.log(np.exp(z).sum(1, keepdims=True)))).sum(1)
+    share = np.array([1, 1, 1, 2, 6, 6]) * 6 / 17  # their mean over the training images is 1
+    got = train_one_epoch(run_of(model, config), forward, loader, criterion, 1, CPU)
+    assert got["loss"] == pytest.approx((share * each).mean(), rel=1e-5)  # over images, not over batches
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.7])
+def test_equal_class_weights_train_to_the_same_bits_as_none_and_unequal_ones_do_not(data, weight):
+    nets = tiny_net(), tiny_net(), tiny_net()
+    config = replace(SMALL, epochs=1)
+    unequal = (2.0, *[1.0] * 9)
+    histories = [
+        fit(net, data, None, replace(config, class_weights=w), CPU) for net, w in zip(nets, ((), (weight,) * 10, unequal))
+    ]
+    assert histories[0].train_loss[0] == histories[1].train_loss[0] != histories[2].train_loss[0]
+    assert torch.equal(nets[0].fc.weight, nets[1].fc.weight) and not torch.equal(nets[0].fc.weight, nets[2].fc.weight)
+
+
+def test_nearly_equal_class_weights_give_nearly_the_same_loss_and_gradient(data):
+    logits, labels = torch.randn(13, 10, generator=torch.Generator().manual_seed(0)), torch.from_numpy(data.labels)
+    found = []
+    for weights in ((), (*[1.0] * 9, 1 + 1e-7)):
+        leaf = logits.clone().requires_grad_()
+        loss = make_criterion(data, replace(SMALL, class_weights=weights))(leaf, labels)
+        loss.backward()
+        found.append((loss.detach(), leaf.grad))
+    torch.testing.assert_close(*found)
+
+
+def test_named_classes_are_augmented_more_strongly_and_the_others_as_without(data):
+    plain, mixed = augmented(data, SMALL), augmented(data, replace(SMALL, harder=("ring", "star")))
+    assert plain.harder == {} and set(mixed.harder) == {data.classes.index("ring"), data.classes.index("star")}
+    steps, stronger = mixed.transform.transforms, mixed.harder[data.classes.index("ring")].transforms
+    assert [type(step) for step in stronger] == [type(step) for step in steps] == [type(s) for s in plain.transform.transforms]
+    assert (steps[0].padding, steps[2].hole_height_range, steps[3].limit) == (4, (8, 8), (-7, 7))
+    assert (stronger[0].padding, stronger[2].hole_height_range, stronger[3].limit) == (6, (12, 12), (-22, 22))
+    assert data.harder == {} and data.transform is None
 
 
 def test_only_tensors_of_two_dimensions_decay():
@@ -576,6 +628,9 @@ REFUSED = {  # options -> what the line says
     "--validation-size 40": "cannot split 40 of 40 images",
     "--momentum -1": "momentum",
     "--seed -1": "non-negative",
+    "--harder circle unicorn": "^no class 'unicorn' in these data: choose among arrow, circle, ",
+    "--class-weights 1 2": "class_weights must be 10 numbers above 0, one for each class",
+    "--class-weights 1 1 1 1 1 1 1 1 1 0": "class_weights must be 10 numbers above 0, one for each class",
     "--peak-lr 1e6": "diverged at a learning rate of .*lower peak_lr",
 }
 
@@ -638,7 +693,7 @@ def test_help_lists_every_setting(capsys):
 
 def test_command_trains_and_writes_weights_history_and_checkpoint(tmp_path, project):
     options = "--data shapes10 --train-size 40 --validation-size 8 --width 16 --epochs 1 --batch-size 10 --warmup 0.5"
-    options += " --image-sizes 16 24 --no-flip --peak-lr 0.05"
+    options += " --image-sizes 16 24 --no-flip --peak-lr 0.05 --harder ring --class-weights 2 1 1 1 1 1 1 1 1 1"
     command = [sys.executable, "-m", "helpers.training", *options.split(), "--output", str(tmp_path / "out")]
     environment = os.environ | {"WALKTHROUGH_ROOT": str(tmp_path)}
     done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
@@ -649,6 +704,7 @@ def test_command_trains_and_writes_weights_history_and_checkpoint(tmp_path, proj
     assert history.validation_accuracy[0] * 8 == pytest.approx(round(history.validation_accuracy[0] * 8))
     saved = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)
     config = TrainConfig(epochs=1, batch_size=10, warmup=0.5, image_sizes=(16, 24), flip=False, peak_lr=0.05)
+    config = replace(config, harder=("ring",), class_weights=(2.0, *[1.0] * 9))
     assert TrainConfig(**saved["config"]) == config
     loaded = load_pretrained(tmp_path / "out" / "weights.pt")
     assert loaded.stem.out_channels == 16

@@ -1,0 +1,119 @@
+"""What the studies share: their runs, the table that a killed study goes on with, differences by seed, and the command."""
+
+import argparse
+import io
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from joblib import Parallel, delayed
+from scipy import stats
+from tqdm import tqdm
+
+from helpers import training
+from helpers.data import Dataset, channel_statistics, load_dataset, make_loader, project_root, split, write_file
+from helpers.model import resnet18, save_weights
+from helpers.training import TrainConfig, default_device, evaluate, fit, sole_owner
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs of a study have in common, with so many seeds (of weights, order and augmentation) for each variant.
+
+    path: the CSV of their results, one row a run.  jobs: runs at a time, each in a process of its own with its share of the
+    processor's cores.
+    """
+
+    train: Dataset
+    validation: Dataset
+    path: Path
+    recipe: TrainConfig
+    width: int
+    seeds: int
+    jobs: int = 1
+
+    def fill(self, calls: dict, kind: str = "", **also) -> pd.DataFrame:
+        """Make those rows of the table that it lacks, each written as it ends, and return the table.
+
+        calls: {(seed, variant): (function, arguments after the study)}; the function, which other processes can import, returns
+        a row's values.  kind: what the name of another table ends in.  also: what all its rows share besides.
+        Rows that are there are not made again, so a stopped study goes on. Raises ValueError when they are of runs with other
+        settings or images, BlockingIOError when another study is writing the table, KeyboardInterrupt with what to do.
+        """
+        path, images = self.path.with_stem(self.path.stem + kind), self.train.digest + self.validation.digest
+        lengths = {"epochs": self.recipe.epochs, "sizes": str(self.recipe.image_sizes), "width": self.width}
+        same = lengths | {"harder": str(self.recipe.harder), "data": images} | also
+        with sole_owner(path):
+            done = whole_rows(path)
+            if other := [name for name, value in same.items() if any(row.get(name) != value for row in done)]:
+                raise ValueError(f"{path} holds runs with other {', '.join(other)}: delete it, or name another file")
+            had = {(row["seed"], row["variant"]) for row in done}
+            todo = [delayed(_row)(self, key, *call) for key, call in calls.items() if key not in had]
+            rows = Parallel(n_jobs=self.jobs, return_as="generator_unordered", max_nbytes=None)(todo)
+            try:
+                for row in tqdm(rows, total=len(todo), unit="run"):
+                    done.append(row | same)
+                    write_file(path, lambda file: pd.DataFrame(done).to_csv(file, index=False))
+                    tqdm.write(", ".join(f"{k} {v}" for k, v in row.items()))
+            except KeyboardInterrupt:
+                message = f"stopped; the runs that are done are in {path}: run this again to go on from there"
+                raise KeyboardInterrupt(message) from None
+        return pd.DataFrame(done)
+
+
+def _row(study, key, function, *arguments) -> dict:
+    return {"variant": key[1], "seed": key[0], **function(study, *arguments)}
+
+
+def whole_rows(path: Path) -> list[dict]:
+    """The rows of a table, less a last one without its end, as a full disk or a copy cut short leaves it."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    return pd.read_csv(io.StringIO(whole)).to_dict("records") if whole else []
+
+
+def train_once(study: Study, seed: int, changes: dict, keep: Path | None = None) -> dict:
+    """Train a network with these changes to the recipe and return how it scores. keep: where its weights go, if anywhere."""
+    torch.manual_seed(seed)
+    model = resnet18(len(study.train.classes), study.width, *channel_statistics(study.train.images))
+    history = fit(model, study.train, None, replace(study.recipe, seed=seed, **changes), default_device())
+    scored = evaluate(model, make_loader(study.validation, 500), default_device())
+    if keep:
+        save_weights(model, keep, study.train.classes)
+    scores = {"train_accuracy": history["train_accuracy"].iloc[-1]} | {f"validation_{k}": v for k, v in scored.items()}
+    return {name: round(float(score), 4) for name, score in scores.items()}
+
+
+def paired(runs: pd.DataFrame, measure: str, names: Iterable) -> pd.DataFrame:
+    """A measure of each variant, mean and standard deviation over seeds, and how far it lies from that of the first one named.
+
+    The difference is taken seed by seed; its standard error is their standard deviation by the root of their number; from and to
+    are the ends of its 95 % interval (Student's t).
+    """
+    table = runs.pivot(index="seed", columns="variant", values=measure)
+    table = table[[name for name in names if name in table]]  # rows come in the order in which runs ended
+    difference = table.sub(table.iloc[:, 0], axis=0)
+    mean, error, seeds = difference.mean(), difference.sem(), difference.count()
+    half = stats.t.ppf(0.975, seeds - 1) * error
+    scores = {"mean": table.mean(), "standard deviation": table.std(), "difference": mean, "standard error": error}
+    return pd.DataFrame({**scores, "from": mean - half, "to": mean + half, "seeds": seeds})
+
+
+def options(name: str, recipe: TrainConfig, seeds: int, settings: tuple = (), **defaults) -> argparse.ArgumentParser:
+    """The options that the studies' commands share, and those for these settings of the recipe."""
+    parser = training.options(f"studies.{name}", recipe, ("epochs", "image_sizes", *settings), validation_size=5000, **defaults)
+    parser.add_argument("--seeds", type=int, default=seeds, help="runs of each variant")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; on a CPU as many as cores is fastest")
+    return parser
+
+
+def prepared(args: argparse.Namespace, name: str) -> tuple[Study, Dataset]:
+    """The study that is asked for, and the test images of its data."""
+    data = load_dataset(args.data, train_size=args.train_size)
+    if args.jobs > 1:
+        os.environ["TQDM_DISABLE"] = "1"  # in the processes to come: their bars would write over one another
+    path, recipe = args.output or project_root() / "runs" / f"{data.name}-{name}.csv", training.configured(args)
+    return Study(*split(data.train, args.validation_size), path, recipe, args.width, args.seeds, args.jobs), data.test
