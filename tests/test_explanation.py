@@ -468,6 +468,15 @@ def test_pairs_of_maps_take_the_classes_that_they_name(model):
     assert set(pairs) == {*expected, "log-softmax, mistakes", "log-softmax, right", "one class, two trainings"}
 
 
+def test_of_two_classes_the_actual_one_stands_in_for_a_third():
+    model, images = resnet18(2, width=16).eval(), shapes.generate(4, seed=0)["images"]
+    data = Dataset(images, np.zeros(4, dtype=int), ("a", "b"))
+    logits = model(data.tensor()).detach().numpy()
+    labels = logits.argmax(1) ^ [1, 0, 0, 0]  # one mistake
+    pairs = explanation.pairs_of_maps(GradCAM(model), data, Predictions(logits, labels, data.classes))
+    assert torch.equal(pairs["mistakes: predicted, a third class"][1], pairs["mistakes: predicted, actual"][1])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_map_of_nan_is_called_that_and_not_measured(value):
     maps = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
