@@ -73,6 +73,7 @@ WRONG_DATA = {
     "one channel": (lambda data: replace(data, images=data.images[..., :1]), r"\(N, 3, H, W\).*\(7, 1, 32, 32\)"),
     "no images": (lambda data: data.subset(slice(0)), "no images"),
     "four classes": (lambda data: replace(data, classes=tuple("abcd")), r"\(7, 10\) .*7 images of 4 classes"),
+    "eleven classes": (lambda data: replace(data, classes=tuple("abcdefghijk")), r"\(7, 10\) .*7 images of 11 classes"),
     "labels of no class": (lambda data: replace(data, labels=data.labels + 9), "or labels do not fit"),
 }
 
@@ -163,7 +164,7 @@ def test_recall_intervals_are_wilsons_of_every_class_and_of_all():
     rng = np.random.default_rng(0)
     answers = Predictions(rng.normal(size=(60, 3)).astype(np.float32), rng.integers(0, 3, 60), ("x", "y", "z"))
     table = recall_intervals(answers)
-    assert list(table.index) == ["all classes", "x", "y", "z"]
+    assert list(table.index) == ["all classes", "x", "y", "z"] and list(table.columns) == ["mean", "from", "to"]
     parts = [answers.correct, *(answers.correct[answers.labels == number] for number in range(3))]
     for row, part in zip(table.to_numpy(), parts):
         expected = binomtest(int(part.sum()), len(part)).proportion_ci(0.95, method="wilson")
@@ -192,12 +193,14 @@ def test_calibration_agrees_with_sklearns_curve_and_takes_a_confidence_of_one():
     table = calibration(answers)
     np.testing.assert_allclose(table[["accuracy", "confidence"]], np.stack([accuracy, confidence], axis=1))
     assert table["images"].sum() == 400
+    assert calibration_error(answers) == pytest.approx(np.average(np.abs(accuracy - confidence), weights=table["images"]))
     certain = Predictions(np.array([[200.0, 0.0]], dtype=np.float32), np.array([0]), ("a", "b"))
     assert calibration(certain)["images"].tolist() == [1] and calibration_error(certain) == pytest.approx(0)
 
 
 def test_commonest_mistakes_come_first_with_their_share(six):
     table = most_confused(six)
+    assert list(table.columns) == ["actual", "predicted", "images", "share of actual"]
     assert list(table.itertuples(index=False, name=None)) == [
         ("a", "b", 2, pytest.approx(2 / 3)),
         ("b", "a", 1, pytest.approx(1 / 2)),  # equal numbers stay in the matrix's order

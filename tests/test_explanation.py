@@ -8,6 +8,8 @@ from captum.attr import LayerGradCam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.signal.windows import gaussian
+from scipy.special import expit
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -229,35 +231,33 @@ def test_oracle_hits_a_mask_that_fills_a_cell_and_beats_the_gaussian_off_the_mid
     masks = np.zeros((2, 32, 32), dtype=bool)
     masks[0, 8:16, 24:32] = masks[1, 0:8, 0:8] = True
     assert explanation.pointing_game(explanation.oracle(masks), masks).tolist() == [1, 1]
-    gaussian = explanation.centred_gaussian(32)
-    assert gaussian.argmax() in (15 * 33, 15 * 33 + 1, 15 * 33 + 32, 16 * 33)
-    assert torch.equal(gaussian, gaussian.flip(0)) and torch.equal(gaussian, gaussian.T)
-    assert explanation.pointing_game(gaussian.expand(2, -1, -1), masks).tolist() == [0, 0]
+    centred = explanation.centred_gaussian(32)
+    np.testing.assert_allclose(centred, np.outer(*[gaussian(32, std=8)] * 2), rtol=1e-5)
+    assert explanation.pointing_game(centred.expand(2, -1, -1), masks).tolist() == [0, 0]
 
 
-class QuadrantSum(torch.nn.Module):
-    """Two classes; the logit of the first is the sum of the image's upper left quarter, that of the second is 0."""
+class QuadrantMean(torch.nn.Module):
+    """Two classes; the logit of the first is the mean of the image's upper left quarter, that of the second is 0."""
 
     def forward(self, images):
-        first = images[:, :, :4, :4].sum((1, 2, 3))
+        first = images[:, :, :4, :4].mean((1, 2, 3))
         return torch.stack([first, torch.zeros_like(first)], dim=1)
 
 
 def test_deletion_follows_the_order_and_leaves_the_images():
     images = torch.ones(2, 3, 8, 8)
     order = np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
-    curves = explanation.deletion(QuadrantSum(), images, [0, 1], order)
-    p_whole = torch.sigmoid(torch.tensor(48.0)).item()
-    p_grey = torch.sigmoid(torch.tensor(16 * sum(MEAN))).item()
+    curves = explanation.deletion(QuadrantMean(), images, [0, 1], order)
+    p_whole, p_grey = expit(1), expit(np.mean(MEAN))
     np.testing.assert_allclose(curves[0], [p_whole, p_grey, p_grey, p_grey, p_grey], rtol=1e-5)
     np.testing.assert_allclose(curves[1], 1 - np.array([p_whole] * 4 + [p_grey]), atol=1e-6)
     assert (images == 1).all()
 
 
 def test_deletion_of_several_cells_at_once_skips_the_looks_between():
-    images, order = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)), np.tile(np.arange(16), (3, 1))
-    one_by_one = explanation.deletion(QuadrantSum(), images, [0, 0, 1], order)
-    np.testing.assert_allclose(explanation.deletion(QuadrantSum(), images, [0, 0, 1], order, at_once=4), one_by_one[:, ::4])
+    images, order = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)), np.tile(np.arange(64), (3, 1))
+    one_by_one = explanation.deletion(QuadrantMean(), images, [0, 0, 1], order)
+    np.testing.assert_allclose(explanation.deletion(QuadrantMean(), images, [0, 0, 1], order, at_once=4), one_by_one[:, ::4])
 
 
 def test_deletion_paints_whole_cells_and_each_at_its_turn():
@@ -297,8 +297,8 @@ def test_gain_is_the_area_between_an_order_and_random_order():
         "last": np.array([[1, 2, 3, 0]] * 2),
         "random order": np.array([[1, 0, 2, 3]] * 2),
     }
-    gains = explanation.deletion_gains(QuadrantSum(), images, [0, 0], orders)
-    drop = torch.sigmoid(torch.tensor(48.0)).item() - torch.sigmoid(torch.tensor(16 * sum(MEAN))).item()
+    gains = explanation.deletion_gains(QuadrantMean(), images, [0, 0], orders)
+    drop = expit(1) - expit(np.mean(MEAN))
     assert list(gains) == ["first", "last"]  # of five looks, "first" is one sooner than random order, "last" two later
     np.testing.assert_allclose(gains["first"], drop / 5, rtol=1e-3)
     np.testing.assert_allclose(gains["last"], -2 * drop / 5, rtol=1e-3)
@@ -353,17 +353,22 @@ def test_diagnosis_tells_the_three_kinds_of_map_apart():
 class MasksOf:
     """Stands in for a `GradCAM`: the map of an image, or of each class asked for, is a mask that it was given."""
 
-    def __init__(self, one, two):
-        self.one, self.two = torch.from_numpy(one).float(), torch.from_numpy(two).float()
+    def __init__(self, one, two, shown):
+        self.one, self.two, self.shown = torch.from_numpy(one).float(), torch.from_numpy(two).float(), shown
 
     def __call__(self, images, classes=None):
+        np.testing.assert_allclose(images, np.moveaxis(self.shown[classes is not None], 3, 1) / 255, rtol=1e-6)
         return self.one if classes is None else self.two
 
 
 def test_maps_that_are_the_masks_win_every_pointing_game_and_mixed_up_ones_none():
     one = Dataset(**shapes.generate(5, seed=0), classes=shapes.CLASSES)
     two = shapes.generate_pairs(4, seed=0)
-    cams = {"truth": MasksOf(one.masks, two["masks"]), "mixed up": MasksOf(~one.masks, two["masks"][:, ::-1].copy())}
+    shown = one.images, two["images"]
+    cams = {
+        "truth": MasksOf(one.masks, two["masks"], shown),
+        "mixed up": MasksOf(~one.masks, two["masks"][:, ::-1].copy(), shown),
+    }
     hits = explanation.pointing_games(cams, one, two)
     won = {key: hit.mean() for key, hit in hits.items()}
     games = ("one object", "its own of two", "the other of two")
@@ -373,6 +378,7 @@ def test_maps_that_are_the_masks_win_every_pointing_game_and_mixed_up_ones_none(
 
 def test_hit_rates_are_wilsons_intervals_under_the_given_keys():
     table = explanation.hit_rates({("a", "x"): np.array([1.0, 0, 1, 1]), ("b", "x"): np.zeros(3)})
+    assert list(table.columns) == ["mean", "from", "to"]
     assert table.loc[("a", "x")].tolist() == [0.75, *accuracy_interval(3, 4)]
     assert table.loc[("b", "x")].tolist() == [0, *accuracy_interval(0, 3)]
 
@@ -387,6 +393,8 @@ def test_another_image_is_never_the_same_and_each_is_taken_once(count):
 def test_strongest_cell_comes_first():
     maps = torch.tensor([[[0.0, 3.0], [-1.0, 2.0]], [[5.0, 5.0], [6.0, 1.0]]])
     assert explanation.strongest_first(maps).tolist() == [[1, 3, 0, 2], [2, 0, 1, 3]]
+    stripes = (torch.arange(64.0) % 2).view(1, 8, 8)
+    assert explanation.strongest_first(stripes).tolist() == [[*range(1, 64, 2), *range(0, 64, 2)]]  # ties by place
 
 
 def test_deletion_panels_hold_each_order_against_random_order_and_against_the_own_map():
@@ -412,8 +420,8 @@ def test_deletion_panels_hold_each_order_against_random_order_and_against_the_ow
 
 def test_randomisation_begins_with_the_network_itself_and_goes_from_the_top_down(model):
     images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    found = explanation.randomisation(model, images, 3, parts=("fc", "layer4"))
-    assert list(found) == ["as trained", "and fc", "and layer4"]
+    found = explanation.randomisation(model, images, 3)
+    assert list(found) == ["as trained", "and fc", "and layer4", "and layer3", "and layer2", "and layer1"]
     assert found["as trained"].loc["same"].round(6).tolist() == [1, 1, 1]
     original, changed = (GradCAM(m).evidence(images, 3) for m in (model, explanation.randomised(model, ["fc", "layer4"])))
     expected = same_minus_other(rank_correlation(changed, original, every=True))
@@ -454,7 +462,19 @@ def test_pairs_of_maps_take_the_classes_that_they_name(model):
     p = logits[0].softmax(0)
     by_hand = maps([0], [labels[0]]) - sum(p[c] * maps([0], [c]) for c in range(10))
     torch.testing.assert_close(pairs["log-softmax, mistakes"][1][:1], by_hand, atol=1e-6, rtol=1e-4)
+    best, second = (maps(close, ranked[close, rank]) for rank in (0, 1))
+    first, other = pairs["log-softmax, right"]
+    torch.testing.assert_close(first - other, best - second, atol=1e-6, rtol=1e-4)
     assert set(pairs) == {*expected, "log-softmax, mistakes", "log-softmax, right", "one class, two trainings"}
+
+
+def test_of_two_classes_the_actual_one_stands_in_for_a_third():
+    model, images = resnet18(2, width=16).eval(), shapes.generate(4, seed=0)["images"]
+    data = Dataset(images, np.zeros(4, dtype=int), ("a", "b"))
+    logits = model(data.tensor()).detach().numpy()
+    labels = logits.argmax(1) ^ [1, 0, 0, 0]  # one mistake
+    pairs = explanation.pairs_of_maps(GradCAM(model), data, Predictions(logits, labels, data.classes))
+    assert torch.equal(pairs["mistakes: predicted, a third class"][1], pairs["mistakes: predicted, actual"][1])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -200,6 +200,7 @@ WRONG_IMAGES = {
     "one channel": torch.rand(2, 1, 32, 32),
     "channels last": torch.rand(2, 32, 32, 3),
     "one image": torch.rand(3, 32, 32),
+    "a film": torch.rand(2, 3, 4, 32, 32),
     "whole numbers": torch.ones(2, 3, 32, 32, dtype=torch.uint8),
 }
 
