@@ -80,7 +80,7 @@ def as_heatmaps(maps: torch.Tensor, size) -> torch.Tensor:
     grid = maps.relu().reshape(len(maps), -1, *maps.shape[-2:])
     heat = F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
     peak = heat.amax(dim=(-2, -1), keepdim=True)
-    heat = torch.where(peak == 0, torch.zeros_like(heat), heat / peak.clamp_min(torch.finfo(heat.dtype).tiny))
+    heat = torch.where(peak == 0, torch.zeros_like(heat), heat / peak)
     return heat.reshape(*maps.shape[:-2], *size)
 
 

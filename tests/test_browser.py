@@ -171,7 +171,7 @@ def photograph_is_explained(page, folder):
     (folder / "no photo.txt").write_text("text")
     button = page.locator(".widget-upload")
     output = page.locator(".jp-OutputArea-output", has=button)
-    for name, says in (("photo.jpg", "The network can answer nothing but"), ("no photo.txt", "this is not an image")):
+    for name, says in (("photo.jpg", "The network can answer nothing but"), ("no photo.txt", "is not an image")):
         with page.expect_file_chooser() as chooser:
             button.click()
         chooser.value.set_files(folder / name)
