@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 import zipfile
+from contextlib import suppress
 from dataclasses import fields, replace
 
 import numpy as np
