@@ -57,7 +57,7 @@ class Predictions:
 
 
 @torch.inference_mode()
-def predict(model, dataset: Dataset, batch_size: int = 250, flip: bool = False) -> Predictions:
+def predict(model, dataset: Dataset, batch_size: int = 100, flip: bool = False) -> Predictions:
     """Run a model over a data set in eval mode, on the model's device; its mode is restored afterwards.
 
     flip: average the logits over each image and its mirror image (test-time augmentation, two forward passes).

@@ -60,7 +60,7 @@ def oracle(masks: np.ndarray, cells: int = 4) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def deletion(model, images: torch.Tensor, classes, order: np.ndarray, at_once: int = 1, batch_size: int = 250) -> np.ndarray:
+def deletion(model, images: torch.Tensor, classes, order: np.ndarray, at_once: int = 1, batch_size: int = 100) -> np.ndarray:
     """Probability of a class as the image's cells are painted over, one after the other (Samek et al. 2017, arXiv:1509.06321).
 
     images: (N, 3, S, S) in [0, 1].  order: (N, g * g) cell numbers of a g x g grid, row by row, the first one deleted first.
@@ -284,7 +284,7 @@ def log_softmax_maps(maps: torch.Tensor, probabilities) -> torch.Tensor:
     return maps - (p * maps).sum(dim=1, keepdim=True)
 
 
-def all_maps(explain, images: torch.Tensor, num_classes: int, batch_size: int = 250) -> torch.Tensor:
+def all_maps(explain, images: torch.Tensor, num_classes: int, batch_size: int = 100) -> torch.Tensor:
     """Raw maps of every class by a `GradCAM`, (N, num_classes, h, w) on the CPU, in batches that fit in memory."""
     device, classes = next(explain.model.parameters()).device, torch.arange(num_classes)
     parts = images.split(batch_size)
