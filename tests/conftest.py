@@ -1,6 +1,7 @@
 """Tests, notebooks included, run on the generated data, without a network, and leave the working tree as it was."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,3 +24,15 @@ def pages(tmp_path_factory) -> Path:
     command = f"from pathlib import Path; from helpers.interactive.pages import write_pages; write_pages(Path({str(folder)!r}))"
     subprocess.run([sys.executable, "-c", command], check=True, cwd=Path(__file__).parents[1])
     return folder
+
+
+@pytest.fixture
+def small_disk(request, tmp_path):
+    """A folder on a disk of its own, as large as the test module's SMALL_DISK says."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.module.SMALL_DISK}", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

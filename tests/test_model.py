@@ -1,6 +1,4 @@
 import pickle
-import shutil
-import subprocess
 from itertools import product
 
 import numpy as np
@@ -23,6 +21,7 @@ from helpers.model import (
     save_weights,
 )
 
+SMALL_DISK = "2m"  # room for the weights once, not twice
 SHIPPED = sorted(WEIGHTS.glob("*.pt"))
 SEVEN = tuple("abcdefg")
 REFUSED = r"net\.pt .*delete it"  # the file is named, and what to do
@@ -166,18 +165,6 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(model, tmp_path):
             assert "delete it" in str(error) and "\n" not in str(error)
             refused += 1
     assert refused >= 30
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a disk of two megabytes: room for the weights once, not twice."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_full_disk_is_named_and_leaves_the_weights_there_are(model, small_disk):

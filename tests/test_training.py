@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import pickle
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +42,7 @@ from helpers.training import (
     train_step,
 )
 
+SMALL_DISK = "8m"  # room for one checkpoint of `tiny_net`, not for two
 CPU = torch.device("cpu")
 SMALL = TrainConfig(epochs=4, batch_size=5, image_sizes=(16, 16, 24), seed=3)
 
@@ -586,18 +586,6 @@ def test_checkpoint_written_on_a_gpu_loads_without_one(checkpoint):
     load_checkpoint(checkpoint, SMALL, run)
     assert run.history == [{"epoch": 1}]
     assert torch.equal(run.model.fc.weight, tiny_net().fc.weight)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a disk of eight megabytes: room for one checkpoint of `tiny_net`, not for two."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_full_disk_is_named_and_leaves_the_checkpoint_there_is(data, small_disk, capsys):
