@@ -88,7 +88,7 @@ SMALL = TrainConfig(epochs=1, batch_size=20, image_sizes=(16,))
 
 def study(path, images=60, jobs=1):
     data = load_dataset("shapes10", train_size=60, test_size=20)
-    return runs.Study(data.train.subset(slice(images)), data.test, path, SMALL, 16, 1, jobs)
+    return runs.Study(data.train.subset(slice(images)), data.test, data.test, path, SMALL, 16, 1, jobs)
 
 
 def test_a_real_run_learns_on_generated_images(tmp_path):

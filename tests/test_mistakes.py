@@ -24,21 +24,25 @@ OPTIONS = "--data shapes10 --train-size 40 --validation-size 20 --epochs 1 --ima
 OPTIONS += ["--harder", *WEAK]
 
 
+def twenty_test_images(name, train_size=None):
+    return load_dataset(name, train_size=train_size, test_size=20)
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Shapes-10 with twenty test images in place of two thousand."""
-    whole = load_dataset
+    monkeypatch.setattr(runs, "load_dataset", twenty_test_images)
+    return twenty_test_images("shapes10", train_size=40)
 
-    def load(name, train_size=None):
-        return whole(name, train_size=train_size, test_size=20)
 
-    monkeypatch.setattr(runs, "load_dataset", load)
-    return load("shapes10", train_size=40)
+def command_on_twenty_test_images(options):
+    runs.load_dataset = twenty_test_images
+    mistakes.main(options)
 
 
 def killed_after_a_run(path, options):
     """Start the command in a process of its own, and kill it as soon as its table has a row."""
-    process = multiprocessing.get_context("spawn").Process(target=mistakes.main, args=(options,))
+    process = multiprocessing.get_context("spawn").Process(target=command_on_twenty_test_images, args=(options,))
     process.start()
     while not path.exists():
         assert process.is_alive()
@@ -62,7 +66,7 @@ def test_study_is_killed_goes_on_without_repeating_a_run_opens_the_test_set_and_
     killed_after_a_run(path, options)
     before = pd.read_csv(path)
     networks = {file: file.stat().st_mtime_ns for file in (tmp_path / "mistakes").glob("the-recipe-0.pt")}
-    assert len(networks) == 1 and not (tmp_path / "mistakes-test.csv").exists()
+    assert len(networks) == 1
     with pytest.raises(SystemExit, match="2"):
         mistakes.main([*options, "--open-test-set"])
     assert f"lacks {10 - len(before)} of 10 runs: make them, without" in capsys.readouterr().err
@@ -73,6 +77,7 @@ def test_study_is_killed_goes_on_without_repeating_a_run_opens_the_test_set_and_
 
     monkeypatch.setattr(runs, "fit", fit)
     mistakes.main(options)
+    assert not (tmp_path / "mistakes-test.csv").exists()
     table = pd.read_csv(path)
     pd.testing.assert_frame_equal(table.head(len(before))[list(before)], before)
     assert all(file.stat().st_mtime_ns == time for file, time in networks.items())
@@ -90,21 +95,23 @@ def test_study_is_killed_goes_on_without_repeating_a_run_opens_the_test_set_and_
     said = capsys.readouterr().out
     assert said.startswith("Opening the test images") and "no difference found" in said
     tested = pd.read_csv(tmp_path / "mistakes-test.csv").set_index(["seed", "variant"])
-    validation = split(small.train, 20)[1]
+    train, validation = split(small.train, 20)
+    study = runs.Study(train, validation, small.test, path, TrainConfig(), 16, 2)
     for seed, arm in product((0, 1), mistakes.ARMS):
         name = "the-recipe" if arm == "logit shift" else arm.replace(" ", "-")
         model = load_pretrained(str(tmp_path / "mistakes" / f"{name}-{seed}.pt"))
         with torch.inference_mode():
             logits, held_out = (model(part.tensor()).numpy() for part in (small.test, validation))
         if arm == "logit shift":
+            held_out = held_out.astype(np.float16).astype(np.float32)  # as it is kept
             logits = logits + logit_shift(Predictions(held_out, validation.labels, small.classes), weights)
-        kept = np.load(tmp_path / "mistakes" / f"{arm.replace(' ', '-')}-{seed}-test.npz")["logits"]
-        assert kept.dtype == np.float16
-        np.testing.assert_allclose(kept, logits, atol=0.01)
-        for score, value in scores_by_hand(kept.argmax(1), small.test.labels, small.classes).items():
+        found = mistakes.answers(study, arm, seed, "test").logits
+        np.testing.assert_allclose(found, logits, atol=0.01)
+        for score, value in scores_by_hand(found.argmax(1), small.test.labels, small.classes).items():
             assert tested.loc[(seed, arm), score] == pytest.approx(value, abs=6e-5)
     maps = pd.read_csv(tmp_path / "mistakes-maps.csv")
-    assert set(maps) == {"after", "seed", "group", "images", "mean", "from", "to"} and (maps["images"] > 1).all()
+    columns = ["before", "after", "arm", "group", "images", "mean", "from", "to"]
+    assert maps.columns.tolist() == columns and (maps["images"] > 1).all()
 
 
 def test_name_that_is_no_class_is_refused_before_anything_is_trained(tmp_path, small, capsys):
@@ -114,38 +121,56 @@ def test_name_that_is_no_class_is_refused_before_anything_is_trained(tmp_path, s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_run_leaves_what_its_network_says_of_the_images(tmp_path, small, monkeypatch):
+    model = resnet18(width=16)
+    save_weights(model, tmp_path / "m" / "both-3.pt", small.classes)
+    monkeypatch.setattr(runs, "train_once", lambda *_: {"train_accuracy": 0.5})
+    study = runs.Study(small.train, small.train, small.test, tmp_path / "m.csv", TrainConfig(), 16, 4)
+    row = mistakes._train(study, "both", 3, {})
+    model = load_pretrained(str(tmp_path / "m" / "both-3.pt"))
+    maps = GradCAM(model).evidence(small.train.tensor(), torch.from_numpy(small.train.labels)).numpy()
+    found = mistakes.kept(study, "both", 3)
+    assert {name: array.dtype for name, array in found.items()} == dict.fromkeys(("validation", "test", "maps"), np.float16)
+    np.testing.assert_allclose(found["maps"], maps, atol=0.01)
+    with torch.inference_mode():
+        logits = model(small.train.tensor()).numpy()
+    np.testing.assert_allclose(found["validation"], logits, atol=0.01)
+    assert row["train_accuracy"] == 0.5
+    assert row["accuracy"] == pytest.approx((found["validation"].argmax(1) == small.train.labels).mean())
+
+
 def test_maps_before_and_after_by_hand(tmp_path, small):
-    study = runs.Study(small.train, small.train, tmp_path / "m.csv", TrainConfig(), 16, 2)
-    test = small.test.subset(slice(6))
+    held_out = small.test.subset(slice(6))
+    study = runs.Study(small.train, held_out, small.test, tmp_path / "m.csv", TrainConfig(), 16, 2)
     right = {("the recipe", 0): [0, 1, 2], ("the recipe", 1): [0, 3, 4, 5], ("class weights", 0): [2, 3, 4, 5]}
-    networks = {}
-    for number, (seed, arm) in enumerate(product((0, 1), mistakes.ARMS)):
+    maps, rng = {}, np.random.default_rng(0)
+    recall = {f"recall {name}": 0.9 for name in held_out.classes}
+    pd.DataFrame([{"variant": "the recipe", "seed": 0, **recall}]).to_csv(study.path)  # equal weights: the shift is none
+    (tmp_path / "m").mkdir()
+    for arm, seed in product(set(mistakes.ARMS) - {"logit shift"}, (0, 1)):
         hit = np.isin(np.arange(6), right.get((arm, seed), [0, 1, 2]))
-        logits = np.eye(10)[np.where(hit, test.labels, (test.labels + 1) % 10)]
-        torch.manual_seed(number)
-        networks[arm, seed] = resnet18(width=16)
-        if arm != "logit shift":
-            save_weights(networks[arm, seed], mistakes.kept(study, arm, seed), test.classes)
-        mistakes.kept(study, arm, seed).parent.mkdir(exist_ok=True)
-        np.savez(mistakes.kept(study, arm, seed, "-test.npz"), logits=logits.astype(np.float16))
-    found = mistakes.changed_maps(study, test).set_index(["after", "seed", "group"])
+        logits = 9 * np.eye(10)[np.where(hit, held_out.labels, (held_out.labels + 1) % 10)]
+        maps[arm, seed] = rng.permuted(np.tile(np.arange(16), (6, 1)), axis=1).reshape(6, 4, 4)
+        np.savez(mistakes.place(study, arm, seed, ".npz"), validation=logits, maps=maps[arm, seed].astype(np.float16))
+    found = mistakes.changed_maps(study).set_index(["before", "after", "arm", "group"])
 
-    def likeness(first, second, chosen):
-        one, two = (
-            GradCAM(load_pretrained(str(mistakes.kept(study, *run))))
-            .evidence(test.tensor(chosen), test.labels[chosen])
-            .flatten(1)
-            for run in (first, second)
-        )
-        like = np.array([[stats.spearmanr(a, b).statistic for b in two] for a in one])
-        return np.diag(like).mean() - like[~np.eye(len(chosen), dtype=bool)].mean()
+    def likeness(one, two):
+        like = np.array([[stats.spearmanr(a.ravel(), b.ravel()).statistic for b in two] for a in one])
+        return np.diag(like).mean() - like[~np.eye(len(like), dtype=bool)].mean()
 
-    for after, run in {"another seed": ("the recipe", 1), "class weights": ("class weights", 0)}.items():
-        for group, chosen in {"corrected": [3, 4, 5], "broken": [1, 2] if after == "another seed" else [0, 1]}.items():
-            row = found.loc[(after, 0, group)]
+    by_hand = {  # run after that of the recipe with seed 0: images corrected, images broken
+        ("the recipe", 1): ([3, 4, 5], [1, 2]),
+        ("class weights", 0): ([3, 4, 5], [0, 1]),
+        ("logit shift", 1): ([3, 4, 5], [1, 2]),  # whose maps are the recipe's
+    }
+    for (arm, after), groups in by_hand.items():
+        for group, chosen in zip(("corrected", "broken"), groups):
+            row = found.loc[(0, after, arm, group)]
             assert row["images"] == len(chosen)
-            assert row["mean"] == pytest.approx(likeness(("the recipe", 0), run, chosen), abs=1e-5)
-    assert ("both", 0, "corrected") not in found.index  # it answers as the recipe does
+            second = maps["the recipe" if arm == "logit shift" else arm, after][chosen]
+            assert row["mean"] == pytest.approx(likeness(maps["the recipe", 0][chosen], second), abs=1e-5)
+    assert (0, 0, "both", "corrected") not in found.index  # it answers as the recipe does
+    assert (0, 0, "the recipe", "broken") not in found.index  # it is itself
 
 
 def made_up(effects, seeds=5, noise=0.001):

@@ -42,7 +42,7 @@ def main(argv=None) -> None:
     parser = runs.options("ablation", RECIPE, seeds=3, width=16)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="which to train")
     args = parser.parse_args(argv)
-    study, _ = runs.prepared(args, "ablation")
+    study = runs.prepared(args, "ablation")
     print(summarise(ablation(study, args.variants)).round(4).to_string())
 
 

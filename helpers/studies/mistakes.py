@@ -1,7 +1,7 @@
 """What to do about the mistakes: four remedies, each trained as long as the recipe and compared with it seed by seed.
 
-`python -m helpers.studies.mistakes` trains, and chooses on validation images. At the end, once, `--open-test-set` scores what was
-trained on the test images and asks how much the maps have changed. `--help` lists the options.
+`python -m helpers.studies.mistakes` trains, chooses on validation images, and asks how much the maps have changed. At the end,
+once, `--open-test-set` scores what was trained on the test images. `--help` lists the options.
 """
 
 from dataclasses import replace
@@ -9,9 +9,10 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 
-from helpers.data import Dataset, write_file
+from helpers.data import write_file
 from helpers.evaluation import Predictions, calibration_error, error_weights, logit_shift, per_class, predict
 from helpers.explanation import rank_correlation, same_minus_other
 from helpers.gradcam import GradCAM
@@ -31,8 +32,9 @@ def train(study: runs.Study) -> pd.DataFrame:
     """Train every arm with each seed, and write and return how it scores on the validation images. Errors: as `Study.fill`.
 
     The recipe's first runs come first: their errors make the class weights of all others, and of the logit shift, which is tuned
-    on the images that it is scored on here (on test images it is not). The networks are kept, in half precision, in the folder of
-    the table's name, and that is how they are scored.  `recipe.harder` names the classes to augment more strongly.
+    on the images that it is scored on here (on test images it is not).  `recipe.harder` names the classes to augment more
+    strongly.  A run leaves its network, in half precision, and what `kept` reads in the folder of the table's name; the table of
+    `changed_maps` is written beside it, `-maps` in its name.
     """
     augmented(study.train, study.recipe)  # a name that is no class is refused now, not in hours
     changes = {PLAIN: {"harder": ()}}
@@ -40,43 +42,42 @@ def train(study: runs.Study) -> pd.DataFrame:
     heavy = {"class_weights": class_weights(study)}
     changes |= {HEAVY: changes[PLAIN] | heavy, HARD: {}, BOTH: heavy}
     study.fill({(s, arm): (_train, arm, s, changes[arm]) for s, arm in product(range(study.seeds), changes)})
-    return study.fill({(s, SHIFT): (_score, SHIFT, s, study.validation) for s in range(study.seeds)})
+    table = study.fill({(s, SHIFT): (_scores, SHIFT, s, "validation") for s in range(study.seeds)})
+    _write(study, "-maps", changed_maps(study))
+    return table
 
 
-def open_test_set(study: runs.Study, test: Dataset) -> pd.DataFrame:
-    """Score every network on the test images; write and return the table, and write another one, of `changed_maps`.
+def open_test_set(study: runs.Study) -> pd.DataFrame:
+    """Score every run on the test images, from the logits it left; write (`-test` in the name) and return the table.
 
-    They lie beside the validation table, `-test` and `-maps` in their names; the logits (float16) lie beside the networks.
     Raises ValueError for a study that is not finished: who has seen test results has nothing left to choose.
     """
     done, runs_of_all = study.fill({}), list(product(range(study.seeds), ARMS))
     if missing := set(runs_of_all) - set(zip(done.get("seed", ()), done.get("variant", ()))):
         raise ValueError(f"{study.path} lacks {len(missing)} of {len(runs_of_all)} runs: make them, without --open-test-set")
     print("Opening the test images: from here on there is nothing left to choose.")
-    tested = study.fill({(s, arm): (_score, arm, s, test, "test") for s, arm in runs_of_all}, "-test", test=test.digest)
-    maps = study.path.with_stem(study.path.stem + "-maps")
-    write_file(maps, lambda file: changed_maps(study, test).to_csv(file, index=False))
-    return tested
+    rows = [{"variant": arm, "seed": seed} | _scores(study, arm, seed, "test") for seed, arm in runs_of_all]
+    return _write(study, "-test", pd.DataFrame(rows).assign(data=study.test.digest))
 
 
-def changed_maps(study: runs.Study, test: Dataset) -> pd.DataFrame:
-    """How like each other are the maps before and after, of the test images that an arm corrects, and of those that it breaks?
+def changed_maps(study: runs.Study) -> pd.DataFrame:
+    """How like each other are the maps before and after, of the validation images that an arm corrects, and that it breaks?
 
-    Before: by the recipe's network of a seed. After: by each arm's of this seed and, as a null, by the recipe's of the next seed.
-    Columns: after, seed, group, images, and the difference of `same_minus_other` for the rank correlation of the actual class's
-    maps at `layer4`. Groups of fewer than two images, which have no other, are left out.
+    Before: by the recipe's network of a seed. After: by an arm's, of this seed or of the next one. The null of the latter is the
+    recipe's own of the next seed, for they share all but the arm.  Columns: before and after (seeds), arm, group, images, and the
+    difference of `same_minus_other` for the rank correlation of the actual class's maps at `layer4`. Groups of fewer than two
+    images, which have no other, are left out.
     """
     rows = []
-    for seed in range(study.seeds):
-        cam, was = _answers(study, PLAIN, seed, test)
-        for name, arm, other in [("another seed", PLAIN, (seed + 1) % study.seeds), *((arm, arm, seed) for arm in ARMS[1:])]:
-            after, now = _answers(study, arm, other, test)
-            for group, chosen in {"corrected": now.correct & ~was.correct, "broken": was.correct & ~now.correct}.items():
-                if chosen.sum() > 1:
-                    images = test.tensor(chosen).to(default_device())
-                    maps = (by.evidence(images, test.labels[chosen]) for by in (cam, after))
-                    found = same_minus_other(rank_correlation(*maps, every=True)).loc["difference"]
-                    rows.append({"after": name, "seed": seed, "group": group, "images": chosen.sum(), **found})
+    for seed, arm, step in product(range(study.seeds), ARMS, (0, 1)):
+        runs_of_both = (PLAIN, seed), (arm, (seed + step) % study.seeds)
+        right = [answers(study, *run, "validation").correct for run in runs_of_both]
+        maps = [torch.from_numpy(kept(study, *run)["maps"]).float() for run in runs_of_both]
+        for group, chosen in {"corrected": right[1] & ~right[0], "broken": right[0] & ~right[1]}.items():
+            if chosen.sum() > 1:
+                likeness = rank_correlation(maps[0][chosen], maps[1][chosen], every=True)
+                names = {"before": seed, "after": runs_of_both[1][1], "arm": arm, "group": group, "images": chosen.sum()}
+                rows.append(names | dict(same_minus_other(likeness).loc["difference"]))
     return pd.DataFrame(rows)
 
 
@@ -86,35 +87,50 @@ def class_weights(study: runs.Study) -> tuple:
     return error_weights(pd.DataFrame(rows)[[f"recall {name}" for name in study.train.classes]].mean())
 
 
-def kept(study: runs.Study, arm: str, seed: int, kind: str = ".pt"):
-    """Where a run's network is (a logit shift's is the recipe's), or, of the kind "-test.npz", its test logits."""
-    name = PLAIN if arm == SHIFT and kind == ".pt" else arm
-    return study.path.with_suffix("") / f"{name.replace(' ', '-')}-{seed}{kind}"
+def place(study: runs.Study, arm: str, seed: int, kind: str):
+    """The path of what a run leaves: of its network (`.pt`), or of what that says of the images (`.npz`)."""
+    return study.path.with_suffix("") / f"{arm.replace(' ', '-')}-{seed}{kind}"
 
 
-def _network(study, arm, seed):
-    return load_pretrained(str(kept(study, arm, seed)), study.train.classes).to(default_device())
+def kept(study: runs.Study, arm: str, seed: int):
+    """What a run's network says of the images, float16, so that it is needed no more: a mapping of three arrays.
+
+    "validation" and "test": logits (N, num_classes), unshifted.  "maps": of the validation images' actual classes, at `layer4`
+    (N, h, w).  The logit shift's are the recipe's: it has no network of its own.
+    """
+    return np.load(place(study, PLAIN if arm == SHIFT else arm, seed, ".npz"))
 
 
-def _answers(study, arm, seed, test):
-    logits = np.load(kept(study, arm, seed, "-test.npz"))["logits"].astype(np.float32)
-    return GradCAM(_network(study, arm, seed)), Predictions(logits, test.labels, test.classes)
+def answers(study: runs.Study, arm: str, seed: int, part: str) -> Predictions:
+    """A run's predictions of the images of a part, "validation" or "test"."""
+    images, shift = getattr(study, part), 0
+    if arm == SHIFT:
+        shift = logit_shift(answers(study, PLAIN, seed, "validation"), class_weights(study))
+    return Predictions(kept(study, arm, seed)[part].astype(np.float32) + shift, images.labels, images.classes)
 
 
 def _train(study, arm, seed, changes) -> dict:
-    return runs.train_once(study, seed, changes, kept(study, arm, seed)) | _score(study, arm, seed, study.validation)
+    found = runs.train_once(study, seed, changes, place(study, arm, seed, ".pt"))
+    model = load_pretrained(str(place(study, arm, seed, ".pt")), study.train.classes).to(default_device())
+    arrays = {part: predict(model, getattr(study, part)).logits for part in ("validation", "test")}
+    images, labels = study.validation.tensor(), torch.from_numpy(study.validation.labels)
+    parts = zip(images.split(100), labels.split(100))
+    arrays["maps"] = torch.cat([GradCAM(model).evidence(x.to(default_device()), y).cpu() for x, y in parts]).numpy()
+    small = {name: array.astype(np.float16) for name, array in arrays.items()}
+    write_file(place(study, arm, seed, ".npz"), lambda file: np.savez_compressed(file, **small))
+    return found | _scores(study, arm, seed, "validation")
 
 
-def _score(study, arm, seed, images, part="validation") -> dict:
-    """Scores of a kept network on labelled images, from its logits, which are kept, too."""
-    model = _network(study, arm, seed)
-    shift = logit_shift(predict(model, study.validation), class_weights(study)) if arm == SHIFT else 0
-    logits = (predict(model, images).logits + shift).astype(np.float16)
-    write_file(kept(study, arm, seed, f"-{part}.npz"), lambda file: np.savez_compressed(file, logits=logits))
-    found = Predictions(logits.astype(np.float32), images.labels, images.classes)
+def _scores(study, arm, seed, part) -> dict:
+    found = answers(study, arm, seed, part)
     by_class = {f"{score} {name}": value for (name, score), value in per_class(found)[["recall", "precision"]].stack().items()}
     scores = {"accuracy": found.accuracy, "calibration error": calibration_error(found), **by_class}
     return {name: round(float(score), 4) for name, score in scores.items()}
+
+
+def _write(study, kind, table):
+    write_file(study.path.with_stem(study.path.stem + kind), lambda file: table.round(6).to_csv(file, index=False))
+    return table
 
 
 def summarise(table: pd.DataFrame, weak: tuple = WEAK) -> pd.DataFrame:
@@ -143,8 +159,8 @@ def main(argv=None) -> None:
     parser = runs.options("mistakes", RECIPE, SEEDS, ("harder",), width=WIDTH)
     parser.add_argument("--open-test-set", action="store_true", help="score a finished study on test images: once, at the end")
     args = parser.parse_args(argv)
-    study, test = runs.prepared(args, "mistakes")
-    table = open_test_set(study, test) if args.open_test_set else train(study)
+    study = runs.prepared(args, "mistakes")
+    table = open_test_set(study) if args.open_test_set else train(study)
     print(summarise(table, study.recipe.harder).round(4).to_string())
 
 

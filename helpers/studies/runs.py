@@ -29,23 +29,24 @@ class Study:
 
     train: Dataset
     validation: Dataset
+    test: Dataset
     path: Path
     recipe: TrainConfig
     width: int
     seeds: int
     jobs: int = 1
 
-    def fill(self, calls: dict, kind: str = "", **also) -> pd.DataFrame:
+    def fill(self, calls: dict) -> pd.DataFrame:
         """Make those rows of the table that it lacks, each written as it ends, and return the table.
 
         calls: {(seed, variant): (function, arguments after the study)}; the function, which other processes can import, returns
-        a row's values.  kind: what the name of another table ends in.  also: what all its rows share besides.
+        a row's values.
         Rows that are there are not made again, so a stopped study goes on. Raises ValueError when they are of runs with other
         settings or images, BlockingIOError when another study is writing the table, KeyboardInterrupt with what to do.
         """
-        path, images = self.path.with_stem(self.path.stem + kind), self.train.digest + self.validation.digest
+        path, images = self.path, self.train.digest + self.validation.digest
         lengths = {"epochs": self.recipe.epochs, "sizes": str(self.recipe.image_sizes), "width": self.width}
-        same = lengths | {"harder": str(self.recipe.harder), "data": images} | also
+        same = lengths | {"harder": str(self.recipe.harder), "data": images}
         with sole_owner(path):
             done = whole_rows(path)
             if other := [name for name, value in same.items() if any(row.get(name) != value for row in done)]:
@@ -110,10 +111,10 @@ def options(name: str, recipe: TrainConfig, seeds: int, settings: tuple = (), **
     return parser
 
 
-def prepared(args: argparse.Namespace, name: str) -> tuple[Study, Dataset]:
-    """The study that is asked for, and the test images of its data."""
+def prepared(args: argparse.Namespace, name: str) -> Study:
+    """The study that is asked for."""
     data = load_dataset(args.data, train_size=args.train_size)
     if args.jobs > 1:
         os.environ["TQDM_DISABLE"] = "1"  # in the processes to come: their bars would write over one another
     path, recipe = args.output or project_root() / "runs" / f"{data.name}-{name}.csv", training.configured(args)
-    return Study(*split(data.train, args.validation_size), path, recipe, args.width, args.seeds, args.jobs), data.test
+    return Study(*split(data.train, args.validation_size), data.test, path, recipe, args.width, args.seeds, args.jobs)
