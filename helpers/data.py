@@ -162,19 +162,23 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 255
 
 
-def make_loader(dataset: Dataset, batch_size: int, generator: torch.Generator | None = None, num_workers: int = 0) -> DataLoader:
+def make_loader(
+    dataset: Dataset, batch_size: int, generator: torch.Generator | None = None, num_workers: int = 0, sampler=None
+) -> DataLoader:
     """Batches of uint8 images (B, 3, 32, 32) and labels (B,).
 
     generator: shuffles the images and, with workers, seeds their augmentation (without, `seed_transform` does); None keeps
     the order. The same generator state and worker count give the same batches; every epoch draws anew.
-    Raises ValueError for a data set without images.
+    sampler: hands out the images' indices instead, a `DistributedSampler` those of one process.
+    Raises ValueError for a data set, or a share of one, without images.
     """
-    if len(dataset) == 0:
+    if len(dataset if sampler is None else sampler) == 0:
         raise ValueError("there are no images in this data set: take one image or more")
     return DataLoader(
         dataset,
         batch_size,
-        shuffle=generator is not None,
+        shuffle=generator is not None and sampler is None,
+        sampler=sampler,
         generator=generator,
         num_workers=num_workers,
         worker_init_fn=_seed_worker,

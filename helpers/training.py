@@ -1,6 +1,7 @@
 """Train the network: one plain loop, its configuration, and checkpoints it resumes from.
 
-For runs of hours: `python -m helpers.training --help`.
+For runs of hours: `python -m helpers.training --help`; on several devices, or by several processes on CPUs,
+`torchrun --nproc-per-node 4 -m helpers.training` with the same options.
 """
 
 import argparse
@@ -19,10 +20,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
 from helpers.augmentation import HARDER, augmentation_steps, compose
@@ -36,7 +40,7 @@ class TrainConfig:
     """One training run; with the same data, machine and PyTorch it repeats exactly."""
 
     epochs: int = 40  # passes over the training set
-    batch_size: int = 128  # images a step
+    batch_size: int = 128  # images a step, of all processes together
     peak_lr: float = 0.1  # learning rate at the top of the one-cycle schedule
     warmup: float = 0.2  # share of all steps in which the learning rate rises; then it falls, both linearly
     one_cycle: bool = True  # False: peak_lr throughout
@@ -69,6 +73,29 @@ NOT_SCORED = {"loss": float("nan"), "accuracy": float("nan")}
 
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def place() -> tuple[int, int]:
+    """This process's number, and how many train one network together: (0, 1) alone.
+
+    torchrun, and accelerate's `notebook_launcher`, tell each of the processes that they start in its environment.
+    """
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def joined():
+    """Connect this process with the others of its run, if there are any, for as long as this lasts."""
+    joins = place()[1] > 1 and not dist.is_initialized()
+    if joins and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if joins:  # gloo everywhere: it passes on who was told to stop without making a GPU wait
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        if joins:
+            dist.destroy_process_group()
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
@@ -145,13 +172,14 @@ class Run:
 
     model, optimizer, scheduler, autocast, scaler: as PyTorch has them.  average: the averaged copy of the model, or None.
     history: a row for each finished epoch.  step, seen, sums: batches and images done of the epoch under way, and their
-    summed loss and right answers.  There is no random state: `seed_epoch` makes it from the seed and the epoch's number.
+    summed loss and right answers, of all processes.  rank, world: this process's number, and how many train together.
+    There is no random state: `seed_epoch` makes it from the seed and the epoch's number.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int, device: torch.device, data=()):
+    def __init__(self, model: nn.Module, config: TrainConfig, steps_per_epoch: int, device: torch.device, data=(), where=(0, 1)):
         parameters = sum(p.numel() for p in model.parameters())
-        self.model, self.average = model, None
-        self.origin = {"parameters": parameters, "steps": config.epochs * steps_per_epoch, **dict(data)}
+        self.model, self.average, (self.rank, self.world) = model, None, where
+        self.origin = {"parameters": parameters, "steps": config.epochs * steps_per_epoch, "processes": self.world, **dict(data)}
         if config.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
         self.optimizer = make_optimizer(model, config)
@@ -206,21 +234,25 @@ def train_step(run: Run, forward, images, labels, criterion, image_size: int) ->
 def train_one_epoch(run: Run, forward, loader, criterion, image_size, device, stop=None) -> dict | None:
     """One pass over the loader's images. Returns their mean loss and accuracy, per image, as seen while learning.
 
-    forward: the model or its compiled form.  stop: a threading.Event; once it is set, the epoch breaks off and returns None.
+    forward: the model, compiled or shared out, or not.  stop: as `interruptible` gives it; after a signal the epoch breaks off
+    and returns None.
     """
     run.model.train()
-    bar = tqdm(loader, leave=False, unit="batch")
+    bar = tqdm(loader, leave=False, unit="batch", **({"disable": True} if run.rank > 0 else {}))  # False would undo TQDM_DISABLE
     for step, (images, labels) in enumerate(bar):
         if step < run.step:
             continue  # learned before the run was resumed; drawn again so that the draws that follow are the same
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        run.sums += train_step(run, forward, images, labels, criterion, image_size)
-        run.step, run.seen = run.step + 1, run.seen + len(labels)
+        sums = train_step(run, forward, images, labels, criterion, image_size)
+        if run.world > 1:
+            dist.all_reduce(sums)
+        run.sums += sums
+        run.step, run.seen = run.step + 1, run.seen + len(labels) * run.world  # all have as many
         if run.step % 10 == 0:  # not oftener: reading a number makes a GPU wait
             loss, accuracy = run.means()
             bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}", refresh=False)
-        if stop is not None and stop.is_set():
+        if stop is not None and signalled(run, stop):
             return None
     loss, accuracy = run.means()
     run.step, run.seen, run.sums = 0, 0, torch.zeros_like(run.sums)
@@ -241,6 +273,7 @@ def evaluate(model, loader, device) -> dict:
     return {"loss": loss_sum / seen, "accuracy": correct / seen}
 
 
+@joined()
 def fit(
     model: nn.Module,
     train: Dataset,
@@ -253,6 +286,8 @@ def fit(
 ) -> pd.DataFrame:
     """Train the model in place and return its history, one row an epoch.
 
+    Where torchrun or a notebook's launcher started several processes, each calls this with the same arguments and learns from its
+    share of every batch. Process 0 alone shows a bar, scores, logs and writes: its history and its model are those that count.
     validation: scored after every epoch; None leaves those columns empty.
     checkpoint: a path; written after every epoch and when interrupted, and resumed from when it exists, to the bit. One run at a
     time may use it: another one is refused with a BlockingIOError.
@@ -260,49 +295,78 @@ def fit(
     compile: use torch.compile, if it works here.
     Columns: epoch, image_size, train_loss, train_accuracy, validation_loss, validation_accuracy, learning_rate, seconds.
     Raises KeyboardInterrupt after the batch in which Ctrl-C, or a notebook's stop button, was pressed, and SystemExit
-    (143 or 129) after the one in which SIGTERM or SIGHUP came; ValueError for no images, or a checkpoint of another run;
+    (143 or 129) after the one in which SIGTERM or SIGHUP came; ValueError for no images, a batch that the processes cannot share
+    evenly, or a checkpoint of another run, which one of another number of processes is;
     FloatingPointError when a loss or a weight is NaN or infinite: the checkpoint is then the one before.
     """
     device = device or default_device()
+    rank, world = place()
+    if config.batch_size % world:
+        raise ValueError(f"batch_size must be a multiple of {world}, the number of processes: got {config.batch_size}")
+    if world > 1 and device.type == "cuda":  # nothing synchronises them on CPUs
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device, memory_format=torch.channels_last)
     train = augmented(train, config)
     generator = torch.Generator()
-    loader = make_loader(train, config.batch_size, generator, min(8, os.cpu_count() or 1) if device.type == "cuda" else 0)
+    sampler = DistributedSampler(train, world, rank, drop_last=True) if world > 1 else None
+    workers = min(8, max(1, (os.cpu_count() or 1) // world)) if device.type == "cuda" else 0
+    loader = make_loader(train, config.batch_size // world, generator, workers, sampler)
     scored_on = None if validation is None else make_loader(validation, 500)
     digests = [part.digest for part in (train, validation) if part is not None]
-    run = Run(model, config, len(loader), device, {"classes": tuple(train.classes), "images": digests})
+    run = Run(model, config, len(loader), device, {"classes": tuple(train.classes), "images": digests}, (rank, world))
     criterion = make_criterion(train, config)
-    with sole_owner(checkpoint) if checkpoint else nullcontext(), interruptible() as stop:
+    with sole_owner(checkpoint) if checkpoint and rank == 0 else nullcontext(), interruptible() as stop:
         if checkpoint:
             load_checkpoint(checkpoint, config, run)
-        forward = compiled(model, device) if compile else model
+        forward = shared_out(run, config, device) if world > 1 else model
+        forward = compiled(forward, device) if compile else forward
         for epoch in range(len(run.history), config.epochs):
             start = time.perf_counter()
-            seed_epoch(generator, train, config.seed, epoch)
+            seed_epoch(generator, train, config.seed, epoch, sampler)
             learned = train_one_epoch(run, forward, loader, criterion, config.image_size(epoch), device, stop)
             if learned is not None:
-                scored = evaluate(run.scored, scored_on, device) if scored_on else NOT_SCORED
+                scored = evaluate(run.scored, scored_on, device) if scored_on and rank == 0 else NOT_SCORED
                 run.history.append(_row(epoch, config, {"train": learned, "validation": scored}, run.scheduler, start))
             run.require(all_finite(run.state()))
-            if checkpoint:
+            if checkpoint and rank == 0:
                 save_checkpoint(checkpoint, config, run)
-            if log and learned is not None:
+            if log and learned is not None and rank == 0:
                 log(run.history[-1])
-            if stop.is_set():
-                end(stop.number, run, checkpoint)
+            if number := signalled(run, stop):
+                end(number, run, checkpoint)
     model.load_state_dict(run.scored.state_dict())
     model.eval()
     return pd.DataFrame(run.history)
 
 
-def seed_epoch(generator: torch.Generator, train: Dataset, seed: int, epoch: int) -> None:
+def shared_out(run: Run, config: TrainConfig, device: torch.device) -> nn.Module:
+    """The model in a form whose gradients are means over all processes, which start from the weights of process 0.
+
+    Raises ValueError, in every process, where they were given different data, settings or checkpoints.
+    """
+    mine, theirs = (asdict(config) | run.origin, len(run.history), run.step), [None] * run.world
+    dist.all_gather_object(theirs, mine)
+    if any(other != mine for other in theirs):
+        raise ValueError("these processes are not of one run: give all of them the same data, settings and checkpoint")
+    forward = DistributedDataParallel(run.model.eval())  # of batch norms' averages, it hands those of process 0 on
+    # After its first pass DDP sums gradients in another order, to other bits; in a resumed run that must not be a batch's.
+    forward(torch.zeros(1, 3, SIZE, SIZE, device=device)).sum().backward()
+    run.optimizer.zero_grad()
+    return forward
+
+
+def seed_epoch(generator: torch.Generator, train: Dataset, seed: int, epoch: int, sampler: DistributedSampler | None = None):
     """Make an epoch's shuffling and augmentation a function of the run's seed and the epoch's number alone.
 
     So a resumed run draws what an uninterrupted one would have drawn, and a checkpoint needs no random state.
+    sampler: hands a process its share of one order, which is the same in all of them; their augmentation is not.
     """
-    order, augmentation = np.random.SeedSequence([seed, epoch]).generate_state(2)
-    generator.manual_seed(int(order))
-    seed_transform(train, int(augmentation))
+    rank = 0 if sampler is None else sampler.rank
+    order, *augmentation = np.random.SeedSequence([seed, epoch]).generate_state(2 + rank)
+    generator.manual_seed(int(order) + rank)  # seeds the workers' augmentation, and without a sampler the order
+    seed_transform(train, int(augmentation[-1]))
+    if sampler is not None:
+        sampler.set_epoch(int(order))
 
 
 @contextmanager
@@ -313,6 +377,7 @@ def interruptible():
     twice). One that is ignored, as SIGHUP is under nohup, stays so.
     """
     stop = threading.Event()
+    stop.number = 0
 
     def handle(number, frame):
         if stop.is_set() and number == signal.SIGINT:
@@ -333,8 +398,18 @@ def interruptible():
             signal.signal(number, handler)
 
 
+def signalled(run: Run, stop) -> int:
+    """The number of the signal to stop that came to this process or another, 0 for none: all learn of it after the same batch."""
+    number = torch.tensor(stop.number)
+    if run.world > 1:
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number)
+
+
 def end(number: int, run: Run, checkpoint) -> None:
     """Interrupt for Ctrl-C; for another signal end the process, with the status that a shell gives it."""
+    if run.rank > 0:  # process 0 speaks for all
+        sys.exit(128 + number)
     saved = f"saved in {checkpoint}: run this again to go on" if checkpoint else "nothing is saved: give a checkpoint"
     message = f"stopped after {len(run.history)} epochs and {run.step} batches, {saved}"
     if number == signal.SIGINT:
@@ -389,13 +464,13 @@ def load_checkpoint(path, config: TrainConfig, run: Run) -> None:
     """Bring a fresh run to where its checkpoint was written; without a checkpoint, leave it as it is.
 
     A damaged or foreign file is named and the previous one used. Raises ValueError when there is no whole one, or when it
-    belongs to a run with another configuration, network or data. Nothing in a file is executed.
+    belongs to a run with another configuration, network, data or number of processes. Nothing in a file is executed.
     """
     found = [p for p in (Path(path), Path(f"{path}.previous")) if p.exists()]
     for candidate in found:
         try:
             state = read_file(candidate)
-            there = state["config"] | state.get("origin", {})
+            there = {"processes": 1} | state["config"] | state.get("origin", {})  # older ones do not say
             break
         except Exception:  # which one depends on where the file is damaged
             print(f"{candidate} is not a checkpoint of this project, or is damaged")
@@ -455,6 +530,9 @@ def in_one_line():
     except KeyboardInterrupt as stopped:
         sys.exit(f"{stopped}")
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        rank, world = place()
+        if world > 1 and (rank or isinstance(error, RuntimeError)):  # others may say the same, or have caused this by their end:
+            time.sleep(3)  # torchrun ends this process once the first has ended, so that one line is printed
         print(str(error).partition("\n")[0], file=sys.stderr)
         sys.exit(2)
 
@@ -473,6 +551,8 @@ def main(argv=None) -> None:
     log = lambda row: print(", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)  # noqa: E731
     checkpoint = args.output / "checkpoint.pt"
     history = fit(model, train, validation, config, checkpoint=checkpoint, log=log, compile=args.compile)
+    if place()[0] > 0:
+        return
     write_file(args.output / "history.csv", lambda file: history.to_csv(file, index=False))
     save_weights(model, args.output / "weights.pt", data.classes)
     print(f"weights and history are in {args.output}")
