@@ -59,6 +59,7 @@ class Dataset(torch.utils.data.Dataset):
     masks: (N, 32, 32) bool, True on the object, for Shapes-10; None elsewhere.
     transform: an Albumentations pipeline that `__getitem__` applies, or None.
     harder: {label: another pipeline, for the images of that class}.
+    mirrored: (N,) bool, the images to mirror before that, or None.
     """
 
     images: np.ndarray
@@ -67,6 +68,7 @@ class Dataset(torch.utils.data.Dataset):
     masks: np.ndarray | None = None
     transform: Callable | None = None
     harder: dict = field(default_factory=dict)
+    mirrored: np.ndarray | None = None
 
     def __len__(self):
         return len(self.labels)
@@ -74,6 +76,8 @@ class Dataset(torch.utils.data.Dataset):
     def __getitem__(self, index):
         """One image as uint8 (3, 32, 32), transformed, and its label."""
         image = self.images[index]
+        if self.mirrored is not None and self.mirrored[index]:
+            image = np.ascontiguousarray(image[:, ::-1])
         transform = self.harder.get(self.labels[index], self.transform)
         if transform is not None:
             image = transform(image=image)["image"]
@@ -81,8 +85,8 @@ class Dataset(torch.utils.data.Dataset):
 
     def subset(self, indices) -> "Dataset":
         """The images with these indices, in this order."""
-        masks = None if self.masks is None else self.masks[indices]
-        return replace(self, images=self.images[indices], labels=self.labels[indices], masks=masks)
+        also = {k: part[indices] for k in ("masks", "mirrored") if (part := getattr(self, k)) is not None}
+        return replace(self, images=self.images[indices], labels=self.labels[indices], **also)
 
     @property
     def digest(self) -> str:

@@ -52,6 +52,7 @@ class TrainConfig:
     hole: int = 8  # side of the dropped square in pixels
     degrees: float = 7.0  # largest rotation
     flip: bool = True  # mirror half of the images
+    alternate_flip: bool = False  # which half: at random in the first epoch, the other one in each that follows
     harder: tuple[str, ...] = ()  # names of classes whose images are augmented more strongly, by `augmentation.HARDER`
     class_weights: tuple[float, ...] = ()  # how much an image of each class counts in the loss, in their order; (): all alike
     ema: float = 0.0  # share that an averaged copy of the weights keeps at each step; 0: no such copy
@@ -145,10 +146,12 @@ def augmented(train: Dataset, config: TrainConfig) -> Dataset:
     """
     if unknown := [name for name in config.harder if name not in train.classes]:
         raise ValueError(f"no class {one_line(unknown[0])!r} in these data: choose among {', '.join(train.classes)}")
-    strengths = {name: getattr(config, name) for name in ("padding", "hole", "degrees", "flip")}
+    strengths = {name: getattr(config, name) for name in ("padding", "hole", "degrees")}
+    strengths["flip"] = config.flip and not config.alternate_flip
+    mirrored = np.zeros(len(train), bool) if config.flip and config.alternate_flip else None
     stronger = compose(augmentation_steps(**strengths | {name: strengths[name] + more for name, more in HARDER.items()}))
     harder = {train.classes.index(name): stronger for name in config.harder}
-    return replace(train, transform=compose(augmentation_steps(**strengths)), harder=harder)
+    return replace(train, transform=compose(augmentation_steps(**strengths)), harder=harder, mirrored=mirrored)
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -365,6 +368,8 @@ def seed_epoch(generator: torch.Generator, train: Dataset, seed: int, epoch: int
     order, *augmentation = np.random.SeedSequence([seed, epoch]).generate_state(2 + rank)
     generator.manual_seed(int(order) + rank)  # seeds the workers' augmentation, and without a sampler the order
     seed_transform(train, int(augmentation[-1]))
+    if train.mirrored is not None:  # so two epochs in a row show every image both ways (Jordan 2024, arXiv:2404.00498)
+        train.mirrored[:] = (np.random.default_rng(seed).random(len(train)) < 0.5) ^ (epoch % 2)
     if sampler is not None:
         sampler.set_epoch(int(order))
 
@@ -470,7 +475,7 @@ def load_checkpoint(path, config: TrainConfig, run: Run) -> None:
     for candidate in found:
         try:
             state = read_file(candidate)
-            there = {"processes": 1} | state["config"] | state.get("origin", {})  # older ones do not say
+            there = asdict(TrainConfig()) | {"processes": 1} | state["config"] | state.get("origin", {})  # older ones lack some
             break
         except Exception:  # which one depends on where the file is damaged
             print(f"{candidate} is not a checkpoint of this project, or is damaged")

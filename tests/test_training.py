@@ -823,3 +823,35 @@ def test_cluster_that_ends_the_command_gets_status_143_and_finds_a_checkpoint(tm
     _, said = process.communicate()
     assert process.returncode == 143
     assert re.fullmatch(r"stopped after \d+ epochs and \d+ batches, saved in .*checkpoint\.pt: run this again .*\n", said)
+
+
+def test_alternating_flip_mirrors_about_half_of_the_images_and_the_others_in_the_next_epoch():
+    data = Dataset(**shapes.generate(200, seed=0), classes=shapes.CLASSES)
+    config = TrainConfig(padding=0, hole=0, degrees=0, alternate_flip=True)
+    train, generator, epochs = augmented(data, config), torch.Generator(), []
+    for epoch in range(3):
+        seed_epoch(generator, train, config.seed, epoch)
+        drawn = np.stack([train[i][0].permute(1, 2, 0).numpy() for i in range(len(train))])
+        mirrored = (drawn == data.images[:, :, ::-1]).all((1, 2, 3))
+        np.testing.assert_array_equal(drawn[~mirrored], data.images[~mirrored])
+        epochs.append(mirrored)
+    assert 70 < epochs[0].sum() < 130
+    np.testing.assert_array_equal(epochs[1], ~epochs[0])
+    np.testing.assert_array_equal(epochs[2], epochs[0])
+    seed_epoch(generator, train, 1, 0)
+    assert (train.mirrored != epochs[0]).any()
+    some = train.subset([3, 1])
+    np.testing.assert_array_equal(some.mirrored, train.mirrored[[3, 1]])
+    assert augmented(data, TrainConfig(flip=False, alternate_flip=True)).mirrored is None
+
+
+def test_checkpoint_from_before_a_setting_existed_is_gone_on_with(checkpoint):
+    state = torch.load(checkpoint, weights_only=True)
+    del state["config"]["alternate_flip"], state["origin"]["processes"]
+    torch.save(state, checkpoint)
+    resumed = run_of(tiny_net(2))
+    load_checkpoint(checkpoint, SMALL, resumed)
+    assert torch.equal(resumed.model.fc.weight, tiny_net().fc.weight)
+    changed = replace(SMALL, alternate_flip=True)
+    with pytest.raises(ValueError, match="alternate_flip False there, True here"):
+        load_checkpoint(checkpoint, changed, run_of(tiny_net(), changed))

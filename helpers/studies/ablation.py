@@ -17,6 +17,18 @@ VARIANTS = {  # name -> what it changes
     "32 x 32 from the start": {"image_sizes": (32,)},
     "the older write-up's steps": {"degrees": 7.0, "flip": False, "label_smoothing": 0.0},
 }
+CANDIDATES = {  # what might improve on the recipe: `--variants "the recipe" "averaged weights" ...`, with `--width 64`
+    "averaged weights": {"ema": 0.999},
+    "alternating flip": {"alternate_flip": True},
+    "hole 12": {"hole": 12},
+    "hole 16": {"hole": 16},
+    "label smoothing 0.2": {"label_smoothing": 0.2},
+    "half the weight decay": {"weight_decay": 2.5e-4},
+    "twice the weight decay": {"weight_decay": 1e-3},
+    "half the peak rate": {"peak_lr": 0.05},
+    "twice the peak rate": {"peak_lr": 0.2},
+}
+ALL = VARIANTS | CANDIDATES
 
 
 def ablation(study: runs.Study, names=tuple(VARIANTS)) -> pd.DataFrame:
@@ -27,20 +39,20 @@ def ablation(study: runs.Study, names=tuple(VARIANTS)) -> pd.DataFrame:
     """
     calls, twins = {}, study.path.stem.removesuffix("-ablation") + "-narrow"
     for seed, name in product(range(study.seeds), names):
-        keep = study.path.with_name(f"{twins}-{seed}.pt") if seed < 2 and not VARIANTS[name] else None
-        calls[seed, name] = runs.train_once, seed, VARIANTS[name], keep
+        keep = study.path.with_name(f"{twins}-{seed}.pt") if seed < 2 and not ALL[name] else None
+        calls[seed, name] = runs.train_once, seed, ALL[name], keep
     return study.fill(calls)
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Validation accuracy of each variant and how far it lies from the recipe's: see `runs.paired`."""
-    return runs.paired(table, "validation_accuracy", VARIANTS).rename(columns={"mean": "accuracy"})
+    return runs.paired(table, "validation_accuracy", ALL).rename(columns={"mean": "accuracy"})
 
 
 @in_one_line()
 def main(argv=None) -> None:
     parser = runs.options("ablation", RECIPE, seeds=3, width=16)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="which to train")
+    parser.add_argument("--variants", nargs="+", choices=ALL, default=list(VARIANTS), metavar="NAME", help="which to train")
     args = parser.parse_args(argv)
     study = runs.prepared(args, "ablation")
     print(summarise(ablation(study, args.variants)).round(4).to_string())
