@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
 
+from helpers import training
 from helpers.data import load_dataset
 from helpers.model import load_pretrained
 from helpers.studies import ablation, runs
@@ -16,7 +19,7 @@ def test_every_variant_changes_the_recipe_in_what_its_name_says():
 def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     seen = []
 
-    def fit(model, train, validation, config, device):
+    def fit(model, train, validation, config, device, checkpoint):
         seen.append((config, len(train), sum(p.numel() for p in model.parameters())))
         if len(seen) == 9:
             raise KeyboardInterrupt
@@ -98,6 +101,25 @@ def test_a_real_run_learns_on_generated_images(tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "ablation.csv"), table)
 
 
+def test_run_that_was_killed_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
+    longer, epochs = replace(study(tmp_path / "a.csv"), recipe=replace(SMALL, epochs=3)), []
+    whole = runs.train_once(longer, "without flip", 0, {"flip": False})
+
+    def killed(*args):
+        def log(row):
+            epochs.append(row["epoch"])
+            if epochs == [1, 2]:
+                raise KeyboardInterrupt
+
+        return training.fit(*args, log=log)
+
+    monkeypatch.setattr(runs, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train_once(longer, "without flip", 0, {"flip": False})
+    assert runs.train_once(longer, "without flip", 0, {"flip": False}) == whole
+    assert epochs == [1, 2, 3] and list((tmp_path / "a").iterdir()) == []
+
+
 def test_runs_side_by_side_give_the_rows_of_runs_one_by_one(tmp_path):
     tables = []
     for jobs in (1, 2):
@@ -112,7 +134,7 @@ def test_runs_side_by_side_give_the_rows_of_runs_one_by_one(tmp_path):
 def test_row_cut_in_its_middle_is_run_again(tmp_path, monkeypatch, cut, lost):
     seen = []
 
-    def fit(model, train, validation, config, device):
+    def fit(model, train, validation, config, device, checkpoint):
         seen.append(config)
         return pd.DataFrame({"train_accuracy": [0.5 + len(seen) / 100]})
 

@@ -71,9 +71,9 @@ def test_study_is_killed_goes_on_without_repeating_a_run_opens_the_test_set_and_
         mistakes.main([*options, "--open-test-set"])
     assert f"lacks {10 - len(before)} of 10 runs: make them, without" in capsys.readouterr().err
 
-    def fit(model, train, validation, config, device):
+    def fit(model, train, validation, config, device, checkpoint):
         configs.append(config)
-        return training.fit(model, train, validation, config, device)
+        return training.fit(model, train, validation, config, device, checkpoint)
 
     monkeypatch.setattr(runs, "fit", fit)
     mistakes.main(options)
@@ -151,7 +151,7 @@ def test_maps_before_and_after_by_hand(tmp_path, small):
         hit = np.isin(np.arange(6), right.get((arm, seed), [0, 1, 2]))
         logits = 9 * np.eye(10)[np.where(hit, held_out.labels, (held_out.labels + 1) % 10)]
         maps[arm, seed] = rng.permuted(np.tile(np.arange(16), (6, 1)), axis=1).reshape(6, 4, 4)
-        np.savez(mistakes.place(study, arm, seed, ".npz"), validation=logits, maps=maps[arm, seed].astype(np.float16))
+        np.savez(study.place(arm, seed, ".npz"), validation=logits, maps=maps[arm, seed].astype(np.float16))
     found = mistakes.changed_maps(study).set_index(["before", "after", "arm", "group"])
 
     def likeness(one, two):

@@ -40,7 +40,7 @@ def ablation(study: runs.Study, names=tuple(VARIANTS)) -> pd.DataFrame:
     calls, twins = {}, study.path.stem.removesuffix("-ablation") + "-narrow"
     for seed, name in product(range(study.seeds), names):
         keep = study.path.with_name(f"{twins}-{seed}.pt") if seed < 2 and not ALL[name] else None
-        calls[seed, name] = runs.train_once, seed, ALL[name], keep
+        calls[seed, name] = runs.train_once, name, seed, ALL[name], keep
     return study.fill(calls)
 
 

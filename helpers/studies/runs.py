@@ -36,6 +36,10 @@ class Study:
     seeds: int
     jobs: int = 1
 
+    def place(self, variant: str, seed: int, kind: str) -> Path:
+        """The path of what a run leaves, in the folder of the table's name: `kind` says what and how the name ends."""
+        return self.path.with_suffix("") / f"{variant.replace(' ', '-')}-{seed}{kind}"
+
     def fill(self, calls: dict) -> pd.DataFrame:
         """Make those rows of the table that it lacks, each written as it ends, and return the table.
 
@@ -76,14 +80,20 @@ def whole_rows(path: Path) -> list[dict]:
     return pd.read_csv(io.StringIO(whole)).to_dict("records") if whole else []
 
 
-def train_once(study: Study, seed: int, changes: dict, keep: Path | None = None) -> dict:
-    """Train a network with these changes to the recipe and return how it scores. keep: where its weights go, if anywhere."""
+def train_once(study: Study, variant: str, seed: int, changes: dict, keep: Path | None = None) -> dict:
+    """Train a network with these changes to the recipe and return how it scores. keep: where its weights go, if anywhere.
+
+    A run that was killed goes on from its last whole epoch.
+    """
     torch.manual_seed(seed)
-    model = resnet18(len(study.train.classes), study.width, *channel_statistics(study.train.images))
-    history = fit(model, study.train, None, replace(study.recipe, seed=seed, **changes), default_device())
-    scored = evaluate(model, make_loader(study.validation, 500), default_device())
+    model, device = resnet18(len(study.train.classes), study.width, *channel_statistics(study.train.images)), default_device()
+    checkpoint = study.place(variant, seed, ".checkpoint")
+    history = fit(model, study.train, None, replace(study.recipe, seed=seed, **changes), device, checkpoint)
+    scored = evaluate(model, make_loader(study.validation, 500), device)
     if keep:
         save_weights(model, keep, study.train.classes)
+    for left in checkpoint.parent.glob(f"{checkpoint.name}*"):
+        left.unlink()
     scores = {"train_accuracy": history["train_accuracy"].iloc[-1]} | {f"validation_{k}": v for k, v in scored.items()}
     return {name: round(float(score), 4) for name, score in scores.items()}
 
