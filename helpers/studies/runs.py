@@ -3,20 +3,27 @@
 import argparse
 import io
 import os
+import socket
 from collections.abc import Iterable
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 from scipy import stats
 from tqdm import tqdm
 
 from helpers import training
 from helpers.data import Dataset, channel_statistics, load_dataset, make_loader, project_root, split, write_file
 from helpers.model import resnet18, save_weights
+from helpers.pictures import one_line
 from helpers.training import TrainConfig, default_device, evaluate, fit, sole_owner
+
+PATIENCE = 10  # seconds for which a cluster may let one wait
+START = 'pip install "dask[distributed]", `dask scheduler`, `PYTHONPATH=. dask worker ADDRESS --nworkers 2 --nthreads 1`'
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Study:
                 raise ValueError(f"{path} holds runs with other {', '.join(other)}: delete it, or name another file")
             had = {(row["seed"], row["variant"]) for row in done}
             todo = [delayed(_row)(self, key, *call) for key, call in calls.items() if key not in had]
-            rows = Parallel(n_jobs=self.jobs, return_as="generator_unordered", max_nbytes=None)(todo)
+            rows = Parallel(n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch="all", max_nbytes=None)(todo)
             try:
                 for row in tqdm(rows, total=len(todo), unit="run"):
                     done.append(row | same)
@@ -62,6 +69,36 @@ class Study:
                 message = f"stopped; the runs that are done are in {path}: run this again to go on from there"
                 raise KeyboardInterrupt(message) from None
         return pd.DataFrame(done)
+
+
+@contextmanager
+def on_cluster(scheduler: str | None, *shared):
+    """Have runs made by the workers of the Dask scheduler at this address, by joblib's backend for it; None: by processes here.
+
+    shared: the study and other large arguments of its runs, which go to each worker once.  A worker's death costs the time of its
+    run, which another one makes again; a run under way at Ctrl-C ends on its worker, for nothing.
+    Raises OSError where there is no cluster that will do (or no Dask), RuntimeError where it is lost on the way.
+    """
+    if scheduler is None:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            from dask.distributed import CancelledError, Client, KilledWorker
+
+            where = urlsplit(scheduler)
+            socket.create_connection((where.hostname, where.port), timeout=5).close()  # Dask itself would try for long, or hang
+            client = stack.enter_context(Client(scheduler, timeout=PATIENCE))
+            client.wait_for_workers(2, PATIENCE)  # for a single one, joblib would make the runs here
+            if max(client.nthreads().values()) > 1:
+                raise ValueError("workers of one thread each are needed: a process has one seed")
+            stack.enter_context(parallel_config(backend="dask", client=client, scatter=shared))
+        except Exception as error:
+            raise OSError(f"no cluster to use at {scheduler} ({one_line(error)}): {START}") from None
+        try:
+            yield
+        except (CancelledError, KilledWorker) as error:
+            raise RuntimeError(f"{one_line(error)}; what was done is in the table: run this again to go on from there") from None
 
 
 def _row(study, key, function, *arguments) -> dict:
@@ -107,6 +144,9 @@ def options(name: str, recipe: TrainConfig, seeds: int, settings: tuple = (), **
     parser = training.options(f"studies.{name}", recipe, ("epochs", "image_sizes", *settings), validation_size=5000, **defaults)
     parser.add_argument("--seeds", type=int, default=seeds, help="runs of each variant")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; on a CPU as many as cores is fastest")
+    where = "address of a Dask scheduler, tcp://..., whose workers make the runs in place of --jobs; they must have one thread "
+    where += "each, share the folder of --output and, on GPUs, be started with DASK_DISTRIBUTED__WORKER__DAEMON=False"
+    parser.add_argument("--scheduler", help=where)
     return parser
 
 
@@ -116,4 +156,5 @@ def prepared(args: argparse.Namespace, name: str) -> tuple[Study, Dataset]:
     if args.jobs > 1:
         os.environ["TQDM_DISABLE"] = "1"  # in the processes to come: their bars would write over one another
     path, recipe = args.output or project_root() / "runs" / f"{data.name}-{name}.csv", training.configured(args)
+    path = path.absolute()  # a cluster's workers may have been started elsewhere
     return Study(*split(data.train, args.validation_size), path, recipe, args.width, args.seeds, args.jobs), data.test
