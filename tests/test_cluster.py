@@ -1,6 +1,8 @@
+import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 
@@ -24,7 +26,7 @@ def scheduler():
     """The address of a cluster of two processes, which sum up in the order in which `--jobs 2` does: with one thread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        with distributed.LocalCluster(2, threads_per_worker=1, **LOCAL) as cluster:
+        with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **LOCAL) as cluster:
             yield cluster.scheduler_address
 
 
@@ -98,6 +100,17 @@ def test_scheduler_that_is_not_there_is_one_line_within_seconds(tmp_path, capsys
     assert time.monotonic() - began < 5 and not (tmp_path / "t.csv").exists()
 
 
+def test_scheduler_that_cannot_import_the_project_is_refused(tmp_path, capsys):
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port=0", "--scheduler-file=s.json", "--no-dashboard"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
+        while not (tmp_path / "s.json").exists():
+            time.sleep(0.1)
+        address = json.loads((tmp_path / "s.json").read_text())["address"]
+        assert "No module named 'helpers'" in refused(address, tmp_path, capsys)
+        process.terminate()
+
+
 def test_missing_dask_is_named_with_the_command_that_gets_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     line = refused("tcp://127.0.0.1:1", tmp_path, capsys)
@@ -107,6 +120,6 @@ def test_missing_dask_is_named_with_the_command_that_gets_it(tmp_path, capsys, m
 @pytest.mark.parametrize(("workers", "threads", "patience", "reason"), [(1, 1, 2, "1/2 workers"), (2, 2, 10, "one thread each")])
 def test_workers_that_would_spoil_the_runs_are_refused(monkeypatch, workers, threads, patience, reason):
     monkeypatch.setattr(runs, "PATIENCE", patience)
-    with distributed.LocalCluster(workers, threads_per_worker=threads, processes=False, **LOCAL) as cluster:
+    with distributed.LocalCluster(n_workers=workers, threads_per_worker=threads, processes=False, **LOCAL) as cluster:
         with pytest.raises(OSError, match=reason), runs.on_cluster(cluster.scheduler_address):
             pass

@@ -23,7 +23,7 @@ from helpers.pictures import one_line
 from helpers.training import TrainConfig, default_device, evaluate, fit, sole_owner
 
 PATIENCE = 10  # seconds for which a cluster may let one wait
-START = 'pip install "dask[distributed]", `dask scheduler`, `PYTHONPATH=. dask worker ADDRESS --nworkers 2 --nthreads 1`'
+START = 'pip install "dask[distributed]"; with PYTHONPATH=. `dask scheduler` and `dask worker ADDRESS --nworkers 2 --nthreads 1`'
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Study:
                 raise ValueError(f"{path} holds runs with other {', '.join(other)}: delete it, or name another file")
             had = {(row["seed"], row["variant"]) for row in done}
             todo = [delayed(_row)(self, key, *call) for key, call in calls.items() if key not in had]
+            # All at once, so that a worker which joins a cluster late has runs to take, and short ones are not put together.
             rows = Parallel(n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch="all", max_nbytes=None)(todo)
             try:
                 for row in tqdm(rows, total=len(todo), unit="run"):
@@ -89,6 +90,7 @@ def on_cluster(scheduler: str | None, *shared):
             where = urlsplit(scheduler)
             socket.create_connection((where.hostname, where.port), timeout=5).close()  # Dask itself would try for long, or hang
             client = stack.enter_context(Client(scheduler, timeout=PATIENCE))
+            client.run_on_scheduler(one_line, "")  # where it cannot import that, joblib would wait forever
             client.wait_for_workers(2, PATIENCE)  # for a single one, joblib would make the runs here
             if max(client.nthreads().values()) > 1:
                 raise ValueError("workers of one thread each are needed: a process has one seed")
