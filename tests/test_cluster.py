@@ -50,8 +50,9 @@ def test_runs_on_a_cluster_give_the_table_of_runs_here(tmp_path, monkeypatch, ca
     assert all(torch.equal(*weights) for weights in zip(*(twin.values() for twin in twins)))
 
 
-def killed_once(study, seed, mark):
+def killed_once(study, seed, mark, tester):
     """A run whose process is killed, the first time, before it can tell of it."""
+    assert os.getpid() != tester
     row = runs.train_once(study, seed, {})
     try:
         mark.touch(exist_ok=False)
@@ -65,7 +66,7 @@ def killed_once(study, seed, mark):
 def test_run_whose_worker_is_killed_is_made_by_another(tmp_path, study, scheduler):
     mark = tmp_path / "killed"
     with runs.on_cluster(scheduler, study):
-        table = study.fill({(seed, "a"): (killed_once, seed, mark) for seed in range(4)})
+        table = study.fill({(seed, "a"): (killed_once, seed, mark, os.getpid()) for seed in range(4)})
     assert sorted(table["seed"]) == [0, 1, 2, 3] and pd.read_csv(study.path).equals(table)
     assert int(mark.read_text()) not in table["process"].tolist()
 

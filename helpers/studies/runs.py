@@ -23,7 +23,9 @@ from helpers.pictures import one_line
 from helpers.training import TrainConfig, default_device, evaluate, fit, sole_owner
 
 PATIENCE = 10  # seconds for which a cluster may let one wait
-START = 'pip install "dask[distributed]"; with PYTHONPATH=. `dask scheduler` and `dask worker ADDRESS --nworkers 2 --nthreads 1`'
+# Dask's "nanny" has its workers hand memory back at once (a run took 1.7 times as long) and forbids processes to load images.
+WORKER = "OMP_NUM_THREADS=1 PYTHONPATH=. dask worker ADDRESS --nthreads 1 --no-nanny"
+START = f'pip install "dask[distributed]", then `PYTHONPATH=. dask scheduler` and, for each core, `{WORKER}`'
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,8 @@ def options(name: str, recipe: TrainConfig, seeds: int, settings: tuple = (), **
     parser = training.options(f"studies.{name}", recipe, ("epochs", "image_sizes", *settings), validation_size=5000, **defaults)
     parser.add_argument("--seeds", type=int, default=seeds, help="runs of each variant")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; on a CPU as many as cores is fastest")
-    where = "address of a Dask scheduler, tcp://..., whose workers make the runs in place of --jobs; they must have one thread "
-    where += "each, share the folder of --output and, on GPUs, be started with DASK_DISTRIBUTED__WORKER__DAEMON=False"
-    parser.add_argument("--scheduler", help=where)
+    where = f"address of a Dask scheduler, tcp://...: its workers, each `{WORKER}`, make the runs in place of --jobs; "
+    parser.add_argument("--scheduler", help=where + "they must share the folder of --output")
     return parser
 
 
