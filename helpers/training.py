@@ -164,7 +164,8 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
 def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
     """Mixed precision where it pays: bfloat16 on a GPU or CPU with units for it, float16 on an older GPU; else float32."""
     if device.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16, wanted)
+        kind = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.autocast("cuda", kind, wanted)
     units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # without either, bfloat16 is no faster
     faster = any(getattr(torch.cpu, name, lambda: False)() for name in units)
     return torch.autocast("cpu", torch.bfloat16, wanted and faster)

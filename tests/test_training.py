@@ -392,6 +392,17 @@ def test_mixed_precision_is_used_where_the_cpu_is_faster_with_it(monkeypatch, am
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(("generation", "dtype"), [(7, torch.float16), (8, torch.bfloat16)], ids=["Turing", "Ampere"])
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")  # where there is none
+def test_gpu_without_units_for_bfloat16_computes_in_float16(monkeypatch, generation, dtype):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("GPU", (), {"major": generation}))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)  # it can, slowly
+    assert training.autocast(torch.device("cuda")).fast_dtype == dtype
+
+
 def test_compile_falls_back_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", lambda model: 1 / 0)
     model = tiny_net()

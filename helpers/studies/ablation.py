@@ -55,7 +55,9 @@ def main(argv=None) -> None:
     parser.add_argument("--variants", nargs="+", choices=ALL, default=list(VARIANTS), metavar="NAME", help="which to train")
     args = parser.parse_args(argv)
     study = runs.prepared(args, "ablation")
-    print(summarise(ablation(study, args.variants)).round(4).to_string())
+    with runs.on_cluster(args.scheduler, study):
+        table = ablation(study, args.variants)
+    print(summarise(table).round(4).to_string())
 
 
 if __name__ == "__main__":

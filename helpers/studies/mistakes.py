@@ -156,7 +156,8 @@ def main(argv=None) -> None:
     parser.add_argument("--open-test-set", action="store_true", help="score a finished study on test images: once, at the end")
     args = parser.parse_args(argv)
     study = runs.prepared(args, "mistakes")
-    table = open_test_set(study) if args.open_test_set else train(study)
+    with runs.on_cluster(args.scheduler, study):
+        table = open_test_set(study) if args.open_test_set else train(study)
     print(summarise(table, study.recipe.harder).round(4).to_string())
 
 

@@ -3,20 +3,29 @@
 import argparse
 import io
 import os
+import socket
 from collections.abc import Iterable
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 from scipy import stats
 from tqdm import tqdm
 
 from helpers import training
 from helpers.data import Dataset, channel_statistics, load_dataset, make_loader, project_root, split, write_file
 from helpers.model import resnet18, save_weights
+from helpers.pictures import one_line
 from helpers.training import TrainConfig, default_device, evaluate, fit, sole_owner
+
+PATIENCE = 10  # seconds for which a cluster may let one wait
+# Dask's "nanny" has its workers hand memory back at once (a run took 1.7 times as long) and forbids processes to load images.
+WORKER = "OMP_NUM_THREADS=1 PYTHONPATH=. dask worker ADDRESS --nthreads 1 --no-nanny"
+START = f'pip install "dask[distributed]", then `PYTHONPATH=. dask scheduler` and, for each core, `{WORKER}`'
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class Study:
                 raise ValueError(f"{path} holds runs with other {', '.join(other)}: delete it, or name another file")
             had = {(row["seed"], row["variant"]) for row in done}
             todo = [delayed(_row)(self, key, *call) for key, call in calls.items() if key not in had]
-            rows = Parallel(n_jobs=self.jobs, return_as="generator_unordered", max_nbytes=None)(todo)
+            # All at once, so that a worker which joins a cluster late has runs to take, and short ones are not put together.
+            rows = Parallel(n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch="all", max_nbytes=None)(todo)
             try:
                 for row in tqdm(rows, total=len(todo), unit="run"):
                     done.append(row | same)
@@ -67,6 +77,37 @@ class Study:
                 message = f"stopped; the runs that are done are in {path}: run this again to go on from there"
                 raise KeyboardInterrupt(message) from None
         return pd.DataFrame(done)
+
+
+@contextmanager
+def on_cluster(scheduler: str | None, study: Study):
+    """Have runs made by the workers of the Dask scheduler at this address, by joblib's backend for it; None: by processes here.
+
+    The study, with its images, goes to each worker once.  When a worker dies, another one makes its run, from the last whole epoch;
+    a run under way at Ctrl-C ends on its worker, for nothing.
+    Raises OSError where there is no cluster that will do (or no Dask), RuntimeError where it is lost on the way.
+    """
+    if scheduler is None:
+        yield
+        return
+    with ExitStack() as stack:
+        try:
+            from dask.distributed import CancelledError, Client, KilledWorker
+
+            where = urlsplit(scheduler)
+            socket.create_connection((where.hostname, where.port), timeout=5).close()  # Dask itself would try for long, or hang
+            client = stack.enter_context(Client(scheduler, timeout=PATIENCE))
+            client.run_on_scheduler(one_line, "")  # where it cannot import that, joblib would wait forever
+            client.wait_for_workers(2, PATIENCE)  # for a single one, joblib would make the runs here
+            if max(client.nthreads().values()) > 1:
+                raise ValueError("workers of one thread each are needed: a process has one seed")
+            stack.enter_context(parallel_config(backend="dask", client=client, scatter=[study]))
+        except Exception as error:
+            raise OSError(f"no cluster to use at {scheduler} ({one_line(error)}): {START}") from None
+        try:
+            yield
+        except (CancelledError, KilledWorker) as error:
+            raise RuntimeError(f"{one_line(error)}; what was done is in the table: run this again to go on from there") from None
 
 
 def _row(study, key, function, *arguments) -> dict:
@@ -118,6 +159,8 @@ def options(name: str, recipe: TrainConfig, seeds: int, settings: tuple = (), **
     parser = training.options(f"studies.{name}", recipe, ("epochs", "image_sizes", *settings), validation_size=5000, **defaults)
     parser.add_argument("--seeds", type=int, default=seeds, help="runs of each variant")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; on a CPU as many as cores is fastest")
+    where = f"address of a Dask scheduler, tcp://...: its workers, each `{WORKER}`, make the runs in place of --jobs; "
+    parser.add_argument("--scheduler", help=where + "they must share the folder of --output")
     return parser
 
 
@@ -127,4 +170,5 @@ def prepared(args: argparse.Namespace, name: str) -> Study:
     if args.jobs > 1:
         os.environ["TQDM_DISABLE"] = "1"  # in the processes to come: their bars would write over one another
     path, recipe = args.output or project_root() / "runs" / f"{data.name}-{name}.csv", training.configured(args)
+    path = path.absolute()  # a cluster's workers may have been started elsewhere
     return Study(*split(data.train, args.validation_size), data.test, path, recipe, args.width, args.seeds, args.jobs)
