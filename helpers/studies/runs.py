@@ -83,8 +83,8 @@ class Study:
 def on_cluster(scheduler: str | None, study: Study):
     """Have runs made by the workers of the Dask scheduler at this address, by joblib's backend for it; None: by processes here.
 
-    The study, with its images, goes to each worker once.  When a worker dies, another one makes its run, from the last whole epoch;
-    a run under way at Ctrl-C ends on its worker, for nothing.
+    The study, with its images, goes to each worker once.  When a worker dies, another one goes on with its run, from the
+    last epoch; a run under way at Ctrl-C ends on its worker, for nothing.
     Raises OSError where there is no cluster that will do (or no Dask), RuntimeError where it is lost on the way.
     """
     if scheduler is None:
