@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
 from helpers.augmentation import HARDER, augmentation_steps, compose
@@ -305,16 +305,8 @@ def fit(
     """
     device = device or default_device()
     rank, world = place()
-    if config.batch_size % world:
-        raise ValueError(f"batch_size must be a multiple of {world}, the number of processes: got {config.batch_size}")
-    if world > 1 and device.type == "cuda":  # nothing synchronises them on CPUs
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device, memory_format=torch.channels_last)
-    train = augmented(train, config)
-    generator = torch.Generator()
-    sampler = DistributedSampler(train, world, rank, drop_last=True) if world > 1 else None
-    workers = min(8, max(1, (os.cpu_count() or 1) // world)) if device.type == "cuda" else 0
-    loader = make_loader(train, config.batch_size // world, generator, workers, sampler)
+    loader = training_loader(augmented(train, config), config, device)
     scored_on = None if validation is None else make_loader(validation, 500)
     digests = [part.digest for part in (train, validation) if part is not None]
     run = Run(model, config, len(loader), device, {"classes": tuple(train.classes), "images": digests}, (rank, world))
@@ -326,7 +318,7 @@ def fit(
         forward = compiled(forward, device) if compile else forward
         for epoch in range(len(run.history), config.epochs):
             start = time.perf_counter()
-            seed_epoch(generator, train, config.seed, epoch, sampler)
+            seed_epoch(loader.generator, loader.dataset, config.seed, epoch, loader.sampler if world > 1 else None)
             learned = train_one_epoch(run, forward, loader, criterion, config.image_size(epoch), device, stop)
             if learned is not None:
                 scored = evaluate(run.scored, scored_on, device) if scored_on and rank == 0 else NOT_SCORED
@@ -338,9 +330,18 @@ def fit(
                 log(run.history[-1])
             if number := signalled(run, stop):
                 end(number, run, checkpoint)
-    model.load_state_dict(run.scored.state_dict())
-    model.eval()
+    model.eval().load_state_dict(run.scored.state_dict())
     return pd.DataFrame(run.history)
+
+
+def training_loader(train: Dataset, config: TrainConfig, device: torch.device) -> DataLoader:
+    """This process's share of each batch of images and labels. Raises ValueError for a batch that cannot be shared evenly."""
+    rank, world = place()
+    if config.batch_size % world:
+        raise ValueError(f"batch_size must be a multiple of {world}, the number of processes: got {config.batch_size}")
+    sampler = DistributedSampler(train, world, rank, drop_last=True) if world > 1 else None
+    workers = min(8, max(1, (os.cpu_count() or 1) // world)) if device.type == "cuda" else 0
+    return make_loader(train, config.batch_size // world, torch.Generator(), workers, sampler)
 
 
 def shared_out(run: Run, config: TrainConfig, device: torch.device) -> nn.Module:
@@ -352,6 +353,8 @@ def shared_out(run: Run, config: TrainConfig, device: torch.device) -> nn.Module
     dist.all_gather_object(theirs, mine)
     if any(other != mine for other in theirs):
         raise ValueError("these processes are not of one run: give all of them the same data, settings and checkpoint")
+    if device.type == "cuda":  # nothing synchronises them on CPUs
+        nn.SyncBatchNorm.convert_sync_batchnorm(run.model)  # in place, but for its root
     forward = DistributedDataParallel(run.model.eval())  # of batch norms' averages, it hands those of process 0 on
     # After its first pass DDP sums gradients in another order, to other bits; in a resumed run that must not be a batch's.
     forward(torch.zeros(1, 3, SIZE, SIZE, device=device)).sum().backward()
