@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import torch
-from scipy.optimize import linear_sum_assignment, minimize
+from scipy.optimize import linear_sum_assignment, minimize, minimize_scalar
 from scipy.special import log_softmax
 from sklearn import metrics
 from tqdm import tqdm
@@ -142,6 +142,15 @@ def calibration_error(predictions: Predictions, bins: int = 10) -> float:
     """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): a group's |accuracy - confidence|, averaged over images."""
     table = calibration(predictions, bins)
     return float(np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["images"]))
+
+
+def temperature(predictions: Predictions) -> float:
+    """What to divide the logits by to make their cross-entropy least (Guo et al. 2017): below 1 if a network is too modest."""
+    actual = np.arange(len(predictions.labels)), predictions.labels
+    loss = minimize_scalar(
+        lambda log_t: -log_softmax(predictions.logits / np.exp(log_t), axis=1)[actual].mean(), bounds=(-3, 3), method="bounded"
+    )
+    return float(np.exp(loss.x))
 
 
 def confusion(predictions: Predictions) -> np.ndarray:

@@ -24,6 +24,7 @@ from helpers.evaluation import (
     predict,
     recall_intervals,
     right_of_each_class,
+    temperature,
 )
 from helpers.model import resnet18
 
@@ -233,3 +234,13 @@ def test_logit_shift_makes_the_mean_probability_of_each_class_its_weighted_share
     p = softmax(answers.logits + logit_shift(answers, weights), axis=1)
     np.testing.assert_allclose(each @ p, np.bincount(labels, each), atol=1e-4)  # the derivative of the weighted loss is zero
     assert np.abs(each @ answers.probabilities - np.bincount(labels, each)).max() > 0.02  # it is not without the shift
+
+
+def test_temperature_finds_by_how_much_a_network_is_too_sure_or_too_modest():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20000, 10)).astype(np.float32)
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)  # drawn from the softmax of the logits
+    assert temperature(Predictions(logits, labels, shapes.CLASSES)) == pytest.approx(1, abs=0.03)
+    for factor in (0.3, 3):
+        scaled = Predictions(logits * np.float32(factor), labels, shapes.CLASSES)
+        assert temperature(scaled) == pytest.approx(factor * temperature(Predictions(logits, labels, shapes.CLASSES)), rel=1e-3)

@@ -5,7 +5,7 @@ once, `--open-test-set` scores what was trained on the test images. `--help` lis
 """
 
 from dataclasses import replace
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from helpers.data import write_file
-from helpers.evaluation import Predictions, calibration_error, error_weights, logit_shift, per_class, predict
+from helpers.evaluation import Predictions, calibration_error, error_weights, logit_shift, per_class, predict, temperature
 from helpers.explanation import rank_correlation, same_minus_other
 from helpers.gradcam import GradCAM
 from helpers.model import load_pretrained
@@ -25,6 +25,8 @@ SEEDS, WEIGHING_SEEDS = 5, 2  # runs of each arm, and those of the recipe whose 
 WEAK = ("bird", "cat", "deer", "dog", "frog")  # the classes of CIFAR-10 that the older write-up found weak
 RECIPE = replace(ablation.RECIPE, epochs=EPOCHS, image_sizes=SIZES, harder=WEAK)  # harder: in the arms that use it
 ARMS = PLAIN, HEAVY, HARD, BOTH, SHIFT = "the recipe", "class weights", "stronger augmentation", "both", "logit shift"
+TRAINED = ARMS[:-1]
+CONTRASTS = (HEAVY, PLAIN), (HARD, PLAIN), (BOTH, PLAIN), (SHIFT, PLAIN), (HEAVY, SHIFT)
 MEASURES = ("accuracy", "recall of the weak", "precision of the weak", "calibration error")
 
 
@@ -61,24 +63,48 @@ def open_test_set(study: runs.Study) -> pd.DataFrame:
 
 
 def changed_maps(study: runs.Study) -> pd.DataFrame:
-    """How like each other are the maps before and after, of the validation images that an arm corrects, and that it breaks?
+    """How like the maps before are the maps after, of the validation images that an arm corrects, or breaks?
 
-    Before: by the recipe's network of a seed. After: by an arm's, of this seed or of the next one. The null of the latter is the
-    recipe's own of the next seed, for they share all but the arm.  Columns: before and after (seeds), arm, group, images, and the
-    difference of `same_minus_other` for the rank correlation of the actual class's maps at `layer4`. Groups of fewer than two
-    images, which have no other, are left out.
+    Before: by the recipe's network of one seed. After: by the arm's of another seed; and, the null, by the recipe's of that seed.
+    The images: those that the networks of the other seeds get right with the arm more often than with the recipe (or less often),
+    by half of the seeds or more, so that chance in the networks compared does not choose the images.  A logit shift moves no map.
+    Columns: before and after (seeds), arm, group, images; gain, the share right with the arm less that with the recipe, of the
+    seed after; same and other, of `same_minus_other` for the rank correlation of the actual class's maps at `layer4`, with the
+    arm; and both for the null. Groups of fewer than two images, which have no other, are left out.
     """
-    rows = []
-    for seed, arm, step in product(range(study.seeds), ARMS, (0, 1)):
-        runs_of_both = (PLAIN, seed), (arm, (seed + step) % study.seeds)
-        right = [answers(study, *run, "validation").correct for run in runs_of_both]
-        maps = [torch.from_numpy(kept(study, *run)["maps"]).float() for run in runs_of_both]
-        for group, chosen in {"corrected": right[1] & ~right[0], "broken": right[0] & ~right[1]}.items():
+    seeds, rows = range(study.seeds), []
+    right = {arm: np.array([answers(study, arm, s, "validation").correct for s in seeds]) for arm in TRAINED}
+    maps = {arm: [torch.from_numpy(kept(study, arm, s)["maps"]).float() for s in seeds] for arm in TRAINED}
+    for arm, (before, after) in product(TRAINED[1:], permutations(seeds, 2)):
+        chance = [s for s in seeds if s not in (before, after)]
+        more = (right[arm][chance].astype(int) - right[PLAIN][chance]).sum(0) / max(len(chance), 1)
+        for group, chosen in {"corrected": more >= 0.5, "broken": more <= -0.5}.items():
             if chosen.sum() > 1:
-                likeness = rank_correlation(maps[0][chosen], maps[1][chosen], every=True)
-                names = {"before": seed, "after": runs_of_both[1][1], "arm": arm, "group": group, "images": chosen.sum()}
-                rows.append(names | dict(same_minus_other(likeness).loc["difference"]))
+                gain = right[arm][after][chosen].mean() - right[PLAIN][after][chosen].mean()
+                row = {"before": before, "after": after, "arm": arm, "group": group, "images": chosen.sum(), "gain": gain}
+                for who, ending in ((arm, ""), (PLAIN, " of the null")):
+                    likeness = rank_correlation(maps[PLAIN][before][chosen], maps[who][after][chosen], every=True)
+                    found = same_minus_other(likeness)["mean"]
+                    row |= {f"{kind}{ending}": found[kind] for kind in ("same", "other")}
+                rows.append(row)
     return pd.DataFrame(rows)
+
+
+def summarise_maps(table: pd.DataFrame) -> pd.DataFrame:
+    """`changed_maps` in a row for each arm and group: means over pairs of seeds, weighed by their images.
+
+    moved: same less same of the null, below 0 where the arm moved the evidence further than another seed does; from and to: its
+    95 % interval, by the jackknife over the seeds (Student's t), because pairs share networks.
+    """
+    table, rows = table.assign(moved=table["same"] - table["same of the null"]), {}
+    scores = ["gain", "same", "same of the null", "other of the null", "moved"]
+    for name, pairs in table.groupby(["arm", "group"]):
+        seeds = pairs["before"].unique()
+        some = [pairs[(pairs[["before", "after"]] != seed).all(axis=1)] for seed in seeds]
+        mean, *without = [np.average(p[scores], axis=0, weights=p["images"]) for p in (pairs, *some) if len(p)]
+        half = stats.t.ppf(0.975, len(without) - 1) * (len(without) - 1) * stats.sem(np.array(without)[:, -1])
+        rows[name] = {"images": pairs["images"].mean(), **dict(zip(scores, mean)), "from": mean[-1] - half, "to": mean[-1] + half}
+    return pd.DataFrame(rows).T
 
 
 def class_weights(study: runs.Study) -> tuple:
@@ -97,11 +123,16 @@ def kept(study: runs.Study, arm: str, seed: int):
 
 
 def answers(study: runs.Study, arm: str, seed: int, part: str) -> Predictions:
-    """A run's predictions of the images of a part, "validation" or "test"."""
-    images, shift = getattr(study, part), 0
+    """A run's predictions of the images of a part, "validation" or "test", at the temperature that suits its validation images.
+
+    Label smoothing makes every network too modest, so that its raw calibration error is little but accuracy less confidence.
+    """
+    found, images = kept(study, arm, seed), study.validation
+    held_out = Predictions(found["validation"].astype(np.float32), images.labels, images.classes)
+    scale, shift, images = temperature(held_out), 0, getattr(study, part)
     if arm == SHIFT:
-        shift = logit_shift(answers(study, PLAIN, seed, "validation"), class_weights(study))
-    return Predictions(kept(study, arm, seed)[part].astype(np.float32) + shift, images.labels, images.classes)
+        shift = logit_shift(replace(held_out, logits=held_out.logits / scale), class_weights(study))
+    return Predictions(found[part].astype(np.float32) / scale + shift, images.labels, images.classes)
 
 
 def _train(study, arm, seed, changes) -> dict:
@@ -130,18 +161,30 @@ def _write(study, kind, table):
 
 
 def summarise(table: pd.DataFrame, weak: tuple = WEAK) -> pd.DataFrame:
-    """How far each arm lies from the recipe in each of MEASURES: see `runs.paired`, less the recipe's own rows.
+    """How far the first of each of CONTRASTS lies from the second in each of MEASURES.
 
-    from and to are the ends of the 95 % interval of one comparison.  p: of a paired t test; corrected: by Holm's method, over all
-    comparisons of the table, so that the chance of one false finding among them is 5 % at most.  finding: in words.
+    difference: the mean over seeds of the differences, each of one seed.  from and to: the ends of its 95 % interval (Student's
+    t). Its error is that of two-way analysis of variance, seeds by trained arms; with the logit shift, which shares the recipe's
+    networks, that of the paired differences.  p: of no difference; corrected: by Holm's method, over all comparisons, so that the
+    chance of one false finding among them is 5 % at most.  finding: in words.
     """
     for score in ("recall", "precision"):
         table = table.assign(**{f"{score} of the weak": table[[f"{score} {name}" for name in weak]].mean(axis=1)})
-    found = pd.concat({measure: runs.paired(table, measure, ARMS).drop(PLAIN) for measure in MEASURES})
-    t = (found["difference"] / found["standard error"]).fillna(0)  # 0 / 0: no difference in any seed
-    p = pd.Series(2 * stats.t.sf(t.abs(), found["seeds"] - 1), found.index)
-    words = np.where(holm(p) < 0.05, np.where(t > 0, "higher", "lower"), "no difference found")
-    return found.assign(p=p, corrected=holm(p), finding=words)
+    rows = {}
+    for measure, (arm, other) in product(MEASURES, CONTRASTS):
+        by_seed = table.pivot(index="seed", columns="variant", values=measure)
+        difference = by_seed[arm] - by_seed[other]
+        mean, error, free = difference.mean(), difference.sem(), len(difference) - 1
+        if SHIFT not in (arm, other):
+            noise = by_seed[list(TRAINED)] - by_seed[list(TRAINED)].mean()
+            noise, free = noise.sub(noise.mean(axis=1), axis=0), free * (len(TRAINED) - 1)
+            error = np.sqrt(2 * (noise**2).to_numpy().sum() / free / len(difference))
+        half, p = stats.t.ppf(0.975, free) * error, 2 * stats.t.sf(abs(mean / error), free) if abs(mean) > 1e-12 else 1.0
+        rows[measure, f"{arm}, less {other}"] = {"difference": mean, "from": mean - half, "to": mean + half, "p": p}
+    found = pd.DataFrame(rows).T
+    found["corrected"] = holm(found["p"])
+    words = np.where(found["difference"] > 0, "higher", "lower")
+    return found.assign(finding=np.where(found["corrected"] < 0.05, words, "no difference found"))
 
 
 def holm(p: pd.Series) -> pd.Series:
@@ -157,8 +200,10 @@ def main(argv=None) -> None:
     args = parser.parse_args(argv)
     study = runs.prepared(args, "mistakes")
     with runs.on_cluster(args.scheduler, study):
-        table = open_test_set(study) if args.open_test_set else train(study)
-    print(summarise(table, study.recipe.harder).round(4).to_string())
+        if args.open_test_set:
+            print(summarise(open_test_set(study), study.recipe.harder).round(4).to_string())
+        else:
+            print(train(study).groupby("variant")[["accuracy", "calibration error"]].agg(["mean", "std"]).round(4).to_string())
 
 
 if __name__ == "__main__":
