@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from itertools import permutations, product
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import stats
 from sklearn.metrics import precision_score, recall_score
 
 from helpers import training
+from helpers.augmentation import FILL
 from helpers.data import load_dataset, split
 from helpers.evaluation import Predictions, calibration_error, logit_shift, temperature
 from helpers.gradcam import GradCAM
@@ -69,7 +71,7 @@ def test_study_is_killed_goes_on_without_repeating_a_run_opens_the_test_set_and_
     assert len(networks) == 1
     with pytest.raises(SystemExit, match="2"):
         mistakes.main([*options, "--open-test-set"])
-    assert f"lacks {10 - len(before)} of 10 runs: make them, without" in capsys.readouterr().err
+    assert f"lacks {12 - len(before)} of 12 runs: make them, without" in capsys.readouterr().err
 
     def fit(model, train, validation, config, device, checkpoint):
         configs.append(config)
@@ -81,12 +83,13 @@ def test_study_is_killed_goes_on_without_repeating_a_run_opens_the_test_set_and_
     table = pd.read_csv(path)
     pd.testing.assert_frame_equal(table.head(len(before))[list(before)], before)
     assert all(file.stat().st_mtime_ns == time for file, time in networks.items())
-    assert len(table) == 10 and set(zip(table["seed"], table["variant"])) == set(product((0, 1), mistakes.ARMS))
-    assert table["variant"].tolist()[:2] == ["the recipe"] * 2 and len(configs) == 8 - len(before)
+    assert len(table) == 12 and set(zip(table["seed"], table["variant"])) == set(product((0, 1), mistakes.ARMS))
+    assert table["variant"].tolist()[:2] == ["the recipe"] * 2 and len(configs) == 10 - len(before)
 
     errors = 1 - table[table["variant"] == "the recipe"][[f"recall {c}" for c in small.classes]].mean().to_numpy()
     weights = tuple(np.maximum(errors / errors.mean(), 0.25).round(3))
     expected = {(s, h, w) for s in (0, 1) for h in ((), WEAK) for w in ((), weights)}
+    expected |= {(s, small.classes, ()) for s in (0, 1)}
     assert {(c.seed, c.harder, c.class_weights) for c in configs} | {(0, (), ()), (1, (), ())} == expected
     assert {(c.epochs, c.image_sizes, c.batch_size, c.peak_lr) for c in configs} == {(1, (16,), 128, 0.1)}  # equal compute
 
@@ -138,6 +141,32 @@ def test_run_leaves_what_its_network_says_of_the_images(tmp_path, small, monkeyp
     np.testing.assert_allclose(found["validation"], logits, atol=0.01)
     assert row["train_accuracy"] == 0.5
     assert row["accuracy"] == pytest.approx((found["validation"].argmax(1) == small.train.labels).mean())
+
+
+def test_network_that_tells_classes_by_their_augmentation_is_found_out(tmp_path, small):
+    recipe = replace(mistakes.RECIPE, harder=WEAK)
+    study = runs.Study(small.train, small.train, small.test, tmp_path / "m.csv", recipe, 16, 2)
+
+    class SeesTheHole(torch.nn.Module):
+        """Says star where a square of 12 pixels has the colour of holes, and arrow where not."""
+
+        def __init__(self):
+            super().__init__()
+            self.fill = torch.nn.Parameter(torch.tensor(FILL)[:, None, None] / 255)
+
+        def forward(self, images):
+            inside = (images - self.fill).abs().amax(1, keepdim=True) < 0.5 / 255
+            hole = torch.nn.functional.avg_pool2d(inside.float(), 12, 1).amax((1, 2, 3)) > 0.999
+            logits = torch.zeros(len(images), 10)
+            logits[:, small.classes.index("arrow")] = 1
+            logits[hole, small.classes.index("star")] = 2
+            return logits
+
+    share = mistakes.taken_for_weak(study, SeesTheHole())
+    others = (~np.isin(small.train.labels, [small.classes.index(name) for name in WEAK])).sum()
+    assert share == pytest.approx(0.5, abs=3 * (0.25 / others) ** 0.5)  # a hole of 12 in half of the images
+    study = replace(study, recipe=replace(recipe, hole=0))  # holes of four
+    assert mistakes.taken_for_weak(study, SeesTheHole()) == 0
 
 
 def test_maps_before_and_after_by_hand(tmp_path, small):
@@ -218,7 +247,7 @@ def made_up(effects, seeds=5, noise=0.001):
 def test_summary_is_analysis_of_variance_with_holms_correction_and_says_so_when_there_is_nothing():
     table = made_up(dict.fromkeys(mistakes.ARMS, 0) | {"both": 0.02, "class weights": -0.02})
     found = mistakes.summarise(table)
-    assert len(found) == 20
+    assert len(found) == 24
     table = table.assign(recall=table[[f"recall {c}" for c in mistakes.WEAK]].mean(axis=1))
     for measure, column in {"accuracy": "accuracy", "recall of the weak": "recall"}.items():
         by_seed = table.pivot(index="seed", columns="variant", values=column)
@@ -228,13 +257,13 @@ def test_summary_is_analysis_of_variance_with_holms_correction_and_says_so_when_
             pd.get_dummies(stacked["seed"]).join(pd.get_dummies(stacked["variant"]).drop(columns="the recipe")).astype(float)
         )
         effects, (left,), *_ = np.linalg.lstsq(columns, stacked[0], rcond=None)
-        covariance = left / 12 * np.linalg.inv(columns.T @ columns)
+        covariance = left / 16 * np.linalg.inv(columns.T @ columns)
         for arm in mistakes.TRAINED[1:]:
             row, number = found.loc[(measure, f"{arm}, less the recipe")], list(columns).index(arm)
             error = np.sqrt(covariance[number, number])
             assert row["difference"] == pytest.approx(effects[number])
-            assert row["to"] - row["difference"] == pytest.approx(stats.t.ppf(0.975, 12) * error)
-            assert row["p"] == pytest.approx(2 * stats.t.sf(abs(effects[number]) / error, 12))
+            assert row["to"] - row["difference"] == pytest.approx(stats.t.ppf(0.975, 16) * error)
+            assert row["p"] == pytest.approx(2 * stats.t.sf(abs(effects[number]) / error, 16))
         for arm, other in (("logit shift", "the recipe"), ("class weights", "logit shift")):
             row, test = found.loc[(measure, f"{arm}, less {other}")], stats.ttest_rel(by_seed[arm], by_seed[other])
             assert row["p"] == pytest.approx(test.pvalue)
@@ -254,8 +283,8 @@ def test_nothing_is_found_where_the_arms_are_the_recipe_to_the_digit():
     assert set(found["finding"]) == {"no difference found"} and (found["corrected"] == 1).all()
 
 
-def test_uncorrected_finding_among_twenty_is_none():
-    found = mistakes.summarise(made_up(dict.fromkeys(mistakes.ARMS, 0) | {"both": 0.001}, noise=0.001))
+def test_uncorrected_finding_among_many_is_none():
+    found = mistakes.summarise(made_up(dict.fromkeys(mistakes.ARMS, 0) | {"both": 0.0006}, noise=0.001))
     assert (found["p"] < 0.05).any() and set(found["finding"]) == {"no difference found"}
 
 
