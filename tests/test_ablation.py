@@ -1,8 +1,12 @@
+import multiprocessing
+import signal
+import time
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 from helpers import training
 from helpers.data import load_dataset
@@ -19,7 +23,7 @@ def test_every_variant_changes_the_recipe_in_what_its_name_says():
 def test_command_runs_every_variant_once_and_goes_on_where_it_was_stopped(tmp_path, capsys, monkeypatch):
     seen = []
 
-    def fit(model, train, validation, config, device, checkpoint):
+    def fit(model, train, validation, config, device, checkpoint, log):
         seen.append((config, len(train), sum(p.numel() for p in model.parameters())))
         if len(seen) == 9:
             raise KeyboardInterrupt
@@ -111,13 +115,33 @@ def test_run_that_was_killed_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
             if epochs == [1, 2]:
                 raise KeyboardInterrupt
 
-        return training.fit(*args, log=log)
+        return training.fit(*args[:-1], log=log)
 
     monkeypatch.setattr(runs, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
         runs.train_once(longer, "without flip", 0, {"flip": False})
     assert runs.train_once(longer, "without flip", 0, {"flip": False}) == whole
     assert epochs == [1, 2, 3] and list((tmp_path / "a").iterdir()) == []
+
+
+def study_of_two_at_a_time(path):
+    ablation.ablation(replace(study(path, jobs=2), recipe=replace(SMALL, epochs=2_000)))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows cannot kill")
+def test_processes_of_a_killed_study_end_with_their_checkpoint_and_leave_it_to_the_next(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=study_of_two_at_a_time, args=(tmp_path / "a.csv",))
+    process.start()
+    while len(checkpoints := list((tmp_path / "a").glob("*.checkpoint"))) < 2:
+        assert process.is_alive()
+        time.sleep(0.01)
+    with pytest.raises(BlockingIOError), sole_owner(checkpoints[0]):
+        pass
+    process.kill()
+    process.join()
+    for checkpoint in checkpoints:
+        with FileLock(f"{checkpoint}.lock", timeout=20):
+            assert checkpoint.exists()
 
 
 def test_runs_side_by_side_give_the_rows_of_runs_one_by_one(tmp_path):
@@ -134,7 +158,7 @@ def test_runs_side_by_side_give_the_rows_of_runs_one_by_one(tmp_path):
 def test_row_cut_in_its_middle_is_run_again(tmp_path, monkeypatch, cut, lost):
     seen = []
 
-    def fit(model, train, validation, config, device, checkpoint):
+    def fit(model, train, validation, config, device, checkpoint, log):
         seen.append(config)
         return pd.DataFrame({"train_accuracy": [0.5 + len(seen) / 100]})
 

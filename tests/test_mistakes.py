@@ -73,9 +73,9 @@ def test_study_is_killed_goes_on_without_repeating_a_run_opens_the_test_set_and_
         mistakes.main([*options, "--open-test-set"])
     assert f"lacks {12 - len(before)} of 12 runs: make them, without" in capsys.readouterr().err
 
-    def fit(model, train, validation, config, device, checkpoint):
+    def fit(model, train, validation, config, device, checkpoint, log):
         configs.append(config)
-        return training.fit(model, train, validation, config, device, checkpoint)
+        return training.fit(model, train, validation, config, device, checkpoint, log)
 
     monkeypatch.setattr(runs, "fit", fit)
     mistakes.main(options)

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import multiprocessing
 import os
 import socket
 from collections.abc import Iterable
@@ -129,7 +130,7 @@ def train_once(study: Study, variant: str, seed: int, changes: dict, keep: Path 
     torch.manual_seed(seed)
     model, device = resnet18(len(study.train.classes), study.width, *channel_statistics(study.train.images)), default_device()
     checkpoint = study.place(variant, seed, ".checkpoint")
-    history = fit(model, study.train, None, replace(study.recipe, seed=seed, **changes), device, checkpoint)
+    history = fit(model, study.train, None, replace(study.recipe, seed=seed, **changes), device, checkpoint, _end_if_orphaned)
     scored = evaluate(model, make_loader(study.validation, 500), device)
     if keep:
         save_weights(model, keep, study.train.classes)
@@ -137,6 +138,13 @@ def train_once(study: Study, variant: str, seed: int, changes: dict, keep: Path 
         left.unlink()
     scores = {"train_accuracy": history["train_accuracy"].iloc[-1]} | {f"validation_{k}": v for k, v in scored.items()}
     return {name: round(float(score), 4) for name, score in scores.items()}
+
+
+def _end_if_orphaned(row) -> None:
+    """End a process of `--jobs` whose study was killed: nobody takes its result, and it keeps the study from going on."""
+    parent = multiprocessing.parent_process()
+    if parent and os.getppid() != parent.pid:
+        os._exit(1)  # the epoch is saved
 
 
 def paired(runs: pd.DataFrame, measure: str, names: Iterable) -> pd.DataFrame:
