@@ -181,7 +181,7 @@ def _write(study, kind, table):
 
 
 def summarise(table: pd.DataFrame, weak: tuple = WEAK) -> pd.DataFrame:
-    """How far the first of each of CONTRASTS lies from the second in each of MEASURES.
+    """How far the first of each of CONTRASTS lies from the second, the recipe where none is named, in each of MEASURES.
 
     difference: the mean over seeds of the differences, each of one seed.  from and to: the ends of its 95 % interval (Student's
     t). Its error is that of two-way analysis of variance, seeds by trained arms; with the logit shift, which shares the recipe's
@@ -200,7 +200,8 @@ def summarise(table: pd.DataFrame, weak: tuple = WEAK) -> pd.DataFrame:
             noise, free = noise.sub(noise.mean(axis=1), axis=0), free * (len(TRAINED) - 1)
             error = np.sqrt(2 * (noise**2).to_numpy().sum() / free / len(difference))
         half, p = stats.t.ppf(0.975, free) * error, 2 * stats.t.sf(abs(mean / error), free) if abs(mean) > 1e-12 else 1.0
-        rows[measure, f"{arm}, less {other}"] = {"difference": mean, "from": mean - half, "to": mean + half, "p": p}
+        name = arm if other == PLAIN else f"{arm}, less {other}"
+        rows[measure, name] = {"difference": mean, "from": mean - half, "to": mean + half, "p": p}
     found = pd.DataFrame(rows).T
     found["corrected"] = holm(found["p"])
     words = np.where(found["difference"] > 0, "higher", "lower")
