@@ -165,8 +165,10 @@ def test_network_that_tells_classes_by_their_augmentation_is_found_out(tmp_path,
     share = mistakes.taken_for_weak(study, SeesTheHole())
     others = (~np.isin(small.train.labels, [small.classes.index(name) for name in WEAK])).sum()
     assert share == pytest.approx(0.5, abs=3 * (0.25 / others) ** 0.5)  # a hole of 12 in half of the images
-    study = replace(study, recipe=replace(recipe, hole=0))  # holes of four
-    assert mistakes.taken_for_weak(study, SeesTheHole()) == 0
+    milder = replace(study, recipe=replace(recipe, hole=0))  # holes of four
+    assert mistakes.taken_for_weak(milder, SeesTheHole()) == 0
+    everyone = replace(study, recipe=replace(recipe, harder=small.classes))
+    assert np.isnan(mistakes.taken_for_weak(everyone, SeesTheHole()))
 
 
 def test_maps_before_and_after_by_hand(tmp_path, small):

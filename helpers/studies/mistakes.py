@@ -77,7 +77,7 @@ def changed_maps(study: runs.Study) -> pd.DataFrame:
     by half of the seeds or more, so that chance in the networks compared does not choose the images.  A logit shift moves no map.
     Columns: before and after (seeds), arm, group, images; gain, the share right with the arm less that with the recipe, of the
     seed after; same and other, of `same_minus_other` for the rank correlation of the actual class's maps at `layer4`, with the
-    arm; and both for the null. Groups of fewer than two images, which have no other, are left out.
+    arm; and both for the null. Groups of fewer than two images, which have no other, are left out: all, without a third seed.
     """
     seeds, rows = range(study.seeds), []
     right = {arm: np.array([answers(study, arm, s, "validation").correct for s in seeds]) for arm in TRAINED}
@@ -157,11 +157,13 @@ def _train(study, arm, seed, changes) -> dict:
 
 def taken_for_weak(study: runs.Study, model) -> float:
     """The share of the validation images of classes that are not in `recipe.harder` that are taken for one that is, where they
-    are augmented as in training only those are: whether the network has learned the augmentation for a mark of the class.
+    are augmented as in training only those are: whether the network has learned the augmentation for a mark of the class. NaN
+    where no other class is left.
     """
-    names = study.recipe.harder
-    weak = np.flatnonzero(np.isin(study.validation.classes, names))
+    weak = np.flatnonzero(np.isin(study.validation.classes, study.recipe.harder))
     others = study.validation.subset(~np.isin(study.validation.labels, weak))
+    if len(others) == 0:
+        return float("nan")
     others = augmented(others, replace(study.recipe, harder=others.classes))
     seed_transform(others, 0)
     images = np.stack([image.permute(1, 2, 0) for image, _ in others])
@@ -196,10 +198,11 @@ def summarise(table: pd.DataFrame, weak: tuple = WEAK) -> pd.DataFrame:
         difference = by_seed[arm] - by_seed[other]
         mean, error, free = difference.mean(), difference.sem(), len(difference) - 1
         if SHIFT not in (arm, other):
-            noise = by_seed[list(TRAINED)] - by_seed[list(TRAINED)].mean()
-            noise, free = noise.sub(noise.mean(axis=1), axis=0), free * (len(TRAINED) - 1)
-            error = np.sqrt(2 * (noise**2).to_numpy().sum() / free / len(difference))
-        half, p = stats.t.ppf(0.975, free) * error, 2 * stats.t.sf(abs(mean / error), free) if abs(mean) > 1e-12 else 1.0
+            noise = by_seed[list(TRAINED)].sub(by_seed[list(TRAINED)].mean(axis=1), axis=0)
+            free *= len(TRAINED) - 1
+            error = np.sqrt(2 * ((noise - noise.mean()) ** 2).to_numpy().sum() / free / len(difference))
+        half = stats.t.ppf(0.975, free) * error
+        p = 2 * stats.t.sf(abs(mean / error), free) if abs(mean) > 1e-12 else 1.0  # 0 / 0: no difference in any seed
         name = arm if other == PLAIN else f"{arm}, less {other}"
         rows[measure, name] = {"difference": mean, "from": mean - half, "to": mean + half, "p": p}
     found = pd.DataFrame(rows).T
