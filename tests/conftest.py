@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 
 os.environ["WALKTHROUGH_DATA"] = "shapes10"
 os.environ["WALKTHROUGH_IMAGES"] = "100"  # in an explorer: as many as tests need
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without, and `nohup` ...
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ... without this one; tests send both, and Windows has one only
 
 
 @pytest.fixture
