@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from torch import nn
 
 from helpers.gradcam import GradCAM, as_heatmaps
-from helpers.model import resnet18
+from helpers.model import Conv3x3, resnet18
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 STAGES = ["layer1", "layer2", "layer3", "layer4"]
@@ -72,6 +72,16 @@ def test_each_image_gets_its_own_classes(model):
             torch.testing.assert_close(both[:, k], method(IMAGES, classes[:, k]), rtol=1e-4, atol=1e-6)
         alone = torch.stack([method(IMAGES[i : i + 1], int(c))[0] for i, c in enumerate(classes[:, 0])])
         torch.testing.assert_close(both[:, 0], alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [3, [[1, 2], [3, 4], [5, 6]]])
+def test_maps_that_need_gradients_of_wide_convolutions_are_those_of_pytorchs(monkeypatch, classes):
+    torch.manual_seed(0)
+    cam = GradCAM(resnet18(), "layer3")
+    ours = cam.evidence(IMAGES, classes)
+    monkeypatch.setattr(Conv3x3, "forward", nn.Conv2d.forward)
+    theirs = cam.evidence(IMAGES, classes)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 
 
 SAME = [5, np.int64(5), [5] * 3, (5, 5, 5), np.full(3, 5), np.full(3, 5, np.int32), torch.tensor(5), torch.full((3,), 5).byte()]
