@@ -49,7 +49,8 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x):
         stride, few = self.stride[0], x.shape[2] * x.shape[3] <= 16 * self.stride[0] ** 2
         wide = self.out_channels >= 512 or torch.is_autocast_enabled("cpu")
-        if not (torch.is_grad_enabled() and few and wide and x.device.type == "cpu" and self.dilation == (1, 1)):
+        wanted = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # which would take minutes over the windows
+        if not (wanted and few and wide and x.device.type == "cpu" and self.dilation == (1, 1)):
             return super().forward(x)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)
         return F.linear(_Windows.apply(x, stride), weight).permute(0, 3, 1, 2)
