@@ -27,9 +27,9 @@ RECIPE = replace(ablation.RECIPE, epochs=EPOCHS, image_sizes=SIZES, harder=WEAK)
 TRAINED = PLAIN, HEAVY, HARD, BOTH, ALIKE = (
     "the recipe",
     "class weights",
-    "stronger augmentation",
+    "stronger for the weak",
     "both",
-    "stronger for all classes",
+    "stronger for all",
 )
 ARMS = *TRAINED, SHIFT = *TRAINED, "logit shift"
 CONTRASTS = (HEAVY, PLAIN), (HARD, PLAIN), (BOTH, PLAIN), (ALIKE, PLAIN), (SHIFT, PLAIN), (HEAVY, SHIFT)
