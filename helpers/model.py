@@ -46,8 +46,12 @@ class Conv3x3(nn.Conv2d):
     weights, the same to rounding: a layer4 of 512 channels and 3 x 3 cells takes 0.2 times as long in bfloat16, 0.6 in float32.
     """
 
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__(in_channels, out_channels, 3, stride, padding=1, bias=False)
+
     def forward(self, x):
-        stride, few = self.stride[0], x.shape[2] * x.shape[3] <= 16 * self.stride[0] ** 2
+        stride = self.stride[0]
+        few = x.shape[2] * x.shape[3] <= 16 * stride**2
         wide = self.out_channels >= 512 or torch.is_autocast_enabled("cpu")
         wanted = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # which would take minutes over the windows
         if not (wanted and few and wide and x.device.type == "cpu" and self.dilation == (1, 1)):
@@ -62,9 +66,9 @@ class PreActBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
         self.norm1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = Conv3x3(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv3x3(in_channels, channels, stride)
         self.norm2 = nn.BatchNorm2d(channels)
-        self.conv2 = Conv3x3(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = Conv3x3(channels, channels)
         changes_shape = stride != 1 or in_channels != channels
         self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False) if changes_shape else None
 

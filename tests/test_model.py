@@ -73,7 +73,7 @@ def test_block_is_two_preactivated_convolutions_and_a_shortcut_of_the_activated_
 @pytest.mark.parametrize(("height", "width", "stride"), [(3, 3, 1), (4, 4, 1), (2, 7, 1), (8, 8, 2), (5, 3, 2), (1, 1, 2)])
 def test_few_cells_as_one_matrix_product_are_pytorchs_convolution(monkeypatch, height, width, stride):
     torch.manual_seed(0)
-    ours = Conv3x3(8, 512, 3, stride=stride, padding=1, bias=False).double()
+    ours = Conv3x3(8, 512, stride).double()
     x, results = torch.randn(2, 8, height, width).double().requires_grad_(), []
     linear, products = F.linear, []
     monkeypatch.setattr(F, "linear", lambda *args: products.append(1) or linear(*args))
@@ -87,7 +87,7 @@ def test_few_cells_as_one_matrix_product_are_pytorchs_convolution(monkeypatch, h
 
 @pytest.mark.parametrize("change", ["many cells", "narrow", "dilated", "without gradients"])
 def test_other_convolutions_are_left_to_pytorch(monkeypatch, change):
-    conv = Conv3x3(8, 256 if change == "narrow" else 512, 3, padding=1, bias=False)
+    conv = Conv3x3(8, 256 if change == "narrow" else 512)
     if change == "dilated":
         conv.dilation = conv.padding = (2, 2)
     monkeypatch.setattr(F, "linear", None)
