@@ -6,6 +6,7 @@ import io
 import multiprocessing.pool
 import os
 import shutil
+import sys
 import tempfile
 import time
 import urllib.request
@@ -185,6 +186,8 @@ def make_loader(
         sampler=sampler,
         generator=generator,
         num_workers=num_workers,
+        # Forked, workers share the images; by its name, since in processes of joblib, whose default is another, none would start.
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         worker_init_fn=_seed_worker,
         pin_memory=torch.cuda.is_available(),
     )

@@ -53,6 +53,7 @@ class TrainConfig:
     degrees: float = 7.0  # largest rotation
     flip: bool = True  # mirror half of the images
     alternate_flip: bool = False  # which half: at random in the first epoch, the other one in each that follows
+    trivial: bool = False  # change each image in one more way, by TrivialAugment
     harder: tuple[str, ...] = ()  # names of classes whose images are augmented more strongly, by `augmentation.HARDER`
     class_weights: tuple[float, ...] = ()  # how much an image of each class counts in the loss, in their order; (): all alike
     ema: float = 0.0  # share that an averaged copy of the weights keeps at each step; 0: no such copy
@@ -146,7 +147,7 @@ def augmented(train: Dataset, config: TrainConfig) -> Dataset:
     """
     if unknown := [name for name in config.harder if name not in train.classes]:
         raise ValueError(f"no class {one_line(unknown[0])!r} in these data: choose among {', '.join(train.classes)}")
-    strengths = {name: getattr(config, name) for name in ("padding", "hole", "degrees")}
+    strengths = {name: getattr(config, name) for name in ("padding", "hole", "degrees", "trivial")}
     strengths["flip"] = config.flip and not config.alternate_flip
     mirrored = np.zeros(len(train), bool) if config.flip and config.alternate_flip else None
     stronger = compose(augmentation_steps(**strengths | {name: strengths[name] + more for name, more in HARDER.items()}))

@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joblib import Parallel, delayed
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
@@ -927,6 +928,11 @@ class AsBefore(torch.utils.data.Dataset):
 
 def seed_as_before(_):
     torch.utils.data.get_worker_info().dataset.pipeline.set_random_seed(torch.initial_seed() % 2**32)
+
+
+def test_workers_start_in_a_process_of_joblib_too():  # `--jobs` on a machine with a GPU
+    both = Parallel(2)(delayed(crops)(0, num_workers=2) for _ in range(2))
+    assert both == [crops(0, num_workers=2)] * 2
 
 
 def drawn(pipeline, num_workers, harder):

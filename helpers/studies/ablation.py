@@ -27,6 +27,7 @@ CANDIDATES = {  # what might improve on the recipe: `--variants "the recipe" "av
     "twice the weight decay": {"weight_decay": 1e-3},
     "half the peak rate": {"peak_lr": 0.05},
     "twice the peak rate": {"peak_lr": 0.2},
+    "TrivialAugment": {"trivial": True},
 }
 ALL = VARIANTS | CANDIDATES
 
