@@ -75,6 +75,18 @@ def test_rotation_mirrors_corners_and_tiny_angles_change_nothing():
     assert all(np.array_equal(image, IMAGE) for image in draw("Rotate", 50, degrees=1e-6))
 
 
+def test_trivial_augment_takes_one_of_fourteen_ways_at_a_strength_drawn_anew():
+    (step,) = augmentation_steps(padding=0, hole=0, degrees=0, flip=False, trivial=True).values()
+    assert step.transforms_ps == pytest.approx([1 / 14] * 14)  # as arXiv:2103.10158, table 1, has them
+    drawn = draw("TrivialAugment", 1400, trivial=True)
+    assert {(image.shape, image.dtype.name) for image in drawn} == {((32, 32, 3), "uint8")}
+    same = sum(np.array_equal(image, IMAGE) for image in drawn)
+    assert 70 < same < 180  # no change is one of the ways, about a hundred times; some others have a strength of nought
+    assert len({image.tobytes() for image in drawn}) > 700
+    assert all(np.array_equal(*pair) for pair in zip(drawn, draw("TrivialAugment", 1400, trivial=True)))
+    assert [name for name in augmentation_steps(trivial=True)] == ["TrivialAugment", *NAMES]
+
+
 def test_steps_are_composed_in_the_order_of_their_names():
     steps = augmentation_steps()
     assert list(steps) == NAMES
