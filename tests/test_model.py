@@ -284,6 +284,7 @@ def test_code_in_a_weights_file_is_not_run(tmp_path):
 @pytest.mark.parametrize("path", SHIPPED, ids=[p.stem for p in SHIPPED])
 def test_shipped_weights_load_by_name(path):
     loaded, stored = load_pretrained(path.stem).state_dict(), torch.load(path, weights_only=True)
+    stored.pop("classes", None)  # older files do not name them
     assert loaded.keys() == stored.keys()
     load_pretrained(path.stem, shapes.CLASSES if path.stem == "shapes10" else CLASSES)
     with pytest.raises(ValueError, match="knows the classes .*airplane.*circle|knows the classes .*circle.*airplane"):
