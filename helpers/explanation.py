@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 from helpers.data import MEAN, to_float
 from helpers.evaluation import accuracy_interval, as_undecided
-from helpers.gradcam import GradCAM
+from helpers.gradcam import GradCAM, beside
 
 
 def pointing_game(heatmaps: torch.Tensor, masks: np.ndarray) -> np.ndarray:
@@ -67,7 +67,7 @@ def deletion(model, images: torch.Tensor, classes, order: np.ndarray, at_once: i
     A deleted cell takes the mean colour of CIFAR-10.  Returns (N, g * g / at_once + 1): before, and after each `at_once` cells.
     """
     g = int(order.shape[1] ** 0.5)
-    rank = np.argsort(order, axis=1).reshape(-1, 1, g, g)  # when each cell goes
+    images, rank = beside(model, images), np.argsort(order, axis=1).reshape(-1, 1, g, g)  # when each cell goes
     rank = F.interpolate(torch.from_numpy(rank).float(), size=images.shape[-2:], mode="nearest").to(images.device)
     grey = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
     classes, curves = torch.as_tensor(classes, device=images.device), []
@@ -285,10 +285,9 @@ def log_softmax_maps(maps: torch.Tensor, probabilities) -> torch.Tensor:
 
 
 def all_maps(explain, images: torch.Tensor, num_classes: int, batch_size: int = 100) -> torch.Tensor:
-    """Raw maps of every class by a `GradCAM`, (N, num_classes, h, w) on the CPU, in batches that fit in memory."""
-    device, classes = next(explain.model.parameters()).device, torch.arange(num_classes)
-    parts = images.split(batch_size)
-    return torch.cat([explain.evidence(part.to(device), classes.expand(len(part), -1)).cpu() for part in parts])
+    """Raw maps of every class by a `GradCAM`, (N, num_classes, h, w), in batches that fit in memory."""
+    classes = torch.arange(num_classes)
+    return torch.cat([explain.evidence(part, classes.expand(len(part), -1)) for part in images.split(batch_size)])
 
 
 def stretched(maps: torch.Tensor, size) -> torch.Tensor:

@@ -33,7 +33,7 @@ class GradCAM:
     def evidence(self, images: torch.Tensor, classes=None) -> torch.Tensor:
         """Raw signed maps at the layer's own resolution, in units of the logit, float32: (N, h, w), or (N, K, h, w).
 
-        images: (N, C, H, W) floats as the model takes them.
+        images: (N, C, H, W) floats as the model takes them; the maps lie on their device, wherever the model is.
         classes: the class to explain: None (the predicted one), an int, or integers (N,) or (N, K). K classes cost one forward
         pass and one backward pass from the logits to the layer, and the memory of K such gradients.
         The channels' mean gradients weigh the channels' activations (eqs. 1 and 2, before the ReLU). Where global average
@@ -41,11 +41,12 @@ class GradCAM:
         """
         _check_images(images)
         with _undisturbed(self.model), torch.inference_mode(False), torch.no_grad():
-            activations, logits = self._forward(images.clone() if images.is_inference() else images)
+            there = beside(self.model, images)
+            activations, logits = self._forward(there.clone() if there.is_inference() else there)
             classes = _as_classes(classes, logits)
             scores = logits.gather(1, classes.reshape(len(logits), -1)).sum(0)
             weights = _gradients(scores, activations).float().mean(dim=(3, 4))
-            maps = torch.einsum("knc,nchw->nkhw", weights, activations.detach().float())
+            maps = torch.einsum("knc,nchw->nkhw", weights, activations.detach().float()).to(images.device)
         return maps[:, 0] if classes.ndim == 1 else maps
 
     def _forward(self, images):
@@ -69,6 +70,12 @@ class GradCAM:
         if logits.ndim != 2 or len(logits) != len(images):
             raise ValueError(f"the model must return logits (N, num_classes), got {tuple(logits.shape)}")
         return kept[0], logits
+
+
+def beside(model, images: torch.Tensor) -> torch.Tensor:
+    """The images on the device of the model's parameters, if it has any (a plain function has none)."""
+    parameters = getattr(model, "parameters", list)()
+    return images.to(next((parameter.device for parameter in parameters), images.device))
 
 
 def as_heatmaps(maps: torch.Tensor, size) -> torch.Tensor:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from helpers import plots
 from helpers.data import to_float
-from helpers.gradcam import GradCAM, as_heatmaps
+from helpers.gradcam import GradCAM, as_heatmaps, beside
 from helpers.interactive.front_end import as_png, has_front_end
 from helpers.model import dilated
 from helpers.pictures import read, to_size
@@ -32,7 +32,7 @@ def rows(cams: dict[str, GradCAM], images: torch.Tensor, two) -> dict[str, tuple
     (3, h, w), and the heatmaps of the two, (2, H, W)."""
     found = {}
     for name, cam in cams.items():
-        maps = cam.evidence(images.to(next(cam.model.parameters()).device), torch.as_tensor(two)[None])[0].cpu()
+        maps = cam.evidence(images, torch.as_tensor(two)[None])[0]
         found[name] = torch.cat([maps, maps[:1] - maps[1:]]), as_heatmaps(maps[None], images.shape[-2:])[0]
     return found
 
@@ -44,8 +44,8 @@ def explain_photo(model, source, classes) -> tuple[Figure, str]:
     source: a path, or the bytes of a file.  Returns the figure and a sentence on how far to believe it.
     """
     photo = read(source)
-    images = to_network(photo).to(next(model.parameters()).device)
-    probabilities = model(images).softmax(1)[0].cpu()
+    images = to_network(photo)
+    probabilities = model(beside(model, images)).softmax(1)[0].cpu()
     best = probabilities.topk(2).indices
     names, share = [classes[i] for i in best], float(probabilities.max())
     maps = rows(grids(model), images, best)

@@ -51,7 +51,7 @@ def play(model, dataset: Dataset, predictions: Predictions, rounds: int = 20, se
     indices = rng.permutation(pairs(predictions, rounds // 2, rng).ravel())
     if not len(indices):
         raise ValueError("a game needs mistakes and right predictions: take more images")
-    maps = GradCAM(model).evidence(dataset.tensor(indices), predictions.predicted[indices]).cpu()
+    maps = GradCAM(model).evidence(dataset.tensor(indices), predictions.predicted[indices])
     answers = ["right" if is_right else "wrong" for is_right in predictions.correct[indices]]
     still = plots.heatmaps(as_heatmaps(maps, dataset.images.shape[1:3]), answers)
     return alive(

@@ -149,7 +149,7 @@ def _train(study, arm, seed, changes) -> dict:
     arrays = {part: predict(model, getattr(study, part)).logits for part in ("validation", "test")}
     images, labels = study.validation.tensor(), torch.from_numpy(study.validation.labels)
     parts = zip(images.split(100), labels.split(100))
-    arrays["maps"] = torch.cat([GradCAM(model).evidence(x.to(default_device()), y).cpu() for x, y in parts]).numpy()
+    arrays["maps"] = torch.cat([GradCAM(model).evidence(x, y) for x, y in parts]).numpy()
     small = {name: array.astype(np.float16) for name, array in arrays.items()}
     write_file(study.place(arm, seed, ".npz"), lambda file: np.savez_compressed(file, **small))
     return found | {TAKEN: round(taken_for_weak(study, model), 4)} | _scores(study, arm, seed, "validation")

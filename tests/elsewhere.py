@@ -1,0 +1,97 @@
+"""A GPU played by the CPU: tensors that are there may not be mixed with those that are here, nor read as arrays.
+
+`with elsewhere(): model.to("cuda")...`. Only who is where is played; what is computed is the CPU's.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_iter, tree_map
+
+GPU = torch.device("cuda", 0)
+READS = {"numpy", "__array__"}
+TAKES_INDICES = {"__getitem__", "__setitem__"}  # a GPU takes those of the CPU
+
+
+def is_there(tensor) -> bool:
+    return getattr(tensor, "_there", False)
+
+
+def put(tensor, there=True):
+    tensor._there = there
+    return tensor
+
+
+def asks_for(place) -> bool | None:
+    """Whether a device, by object or name, is the GPU; None for what names no device."""
+    if isinstance(place, (str, torch.device)):
+        return torch.device(place).type == "cuda"
+    return is_there(place) if isinstance(place, torch.Tensor) else None
+
+
+class Elsewhere(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
+        if name == "__deepcopy__":
+            return put(func(*args), is_there(args[0]))
+        tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        if func == torch.Tensor.device.__get__:
+            return GPU if is_there(args[0]) else func(*args)
+        if name == "to" and isinstance(args[0], torch.Tensor):
+            return self.move(func, args, kwargs)
+        if name == "cpu":
+            return args[0].clone() if is_there(args[0]) else args[0]
+        if name in READS and any(map(is_there, tensors)):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        wanted = asks_for(kwargs.get("device"))
+        if wanted is not None:  # of a factory
+            out = func(*args, **kwargs | {"device": "cpu"})
+            return put(out, wanted)
+        where = {is_there(tensor) for tensor in tensors if tensor.ndim}
+        if len(where) > 1 and not (name in TAKES_INDICES and is_there(args[0])) and name != "copy_":
+            raise RuntimeError(f"Expected all tensors to be on the same device ({name})")
+        out = func(*args, **kwargs)
+        if any(map(is_there, tensors)) and name not in ("__set__", "__get__"):
+            tree_map(lambda leaf: put(leaf) if isinstance(leaf, torch.Tensor) else leaf, out)
+        elif name == "__get__" and isinstance(out, torch.Tensor):
+            put(out, is_there(args[0]))  # .data, .grad, .T
+        return out
+
+    @staticmethod
+    def move(func, args, kwargs):
+        places = [asks_for(place) for place in (*args[1:2], kwargs.pop("device", None))]
+        place = next((place for place in places if place is not None), None)
+        rest = args[2:] if places[0] is not None else args[1:]
+        if isinstance(args[1] if len(args) > 1 else None, torch.Tensor):
+            rest = (args[1].dtype, *rest)
+        rest = [part for part in rest if part is not None]
+        out = func(args[0], *rest, **kwargs) if rest or kwargs else args[0]
+        if place is None or place == is_there(args[0]):
+            return put(out, is_there(args[0])) if out is not args[0] else out
+        return put(out.clone() if out is args[0] else out, place)
+
+
+def move_module(module, *args, **kwargs):
+    """`nn.Module.to` with the device played."""
+    place = next((asks_for(place) for place in (*args, kwargs.pop("device", None)) if asks_for(place) is not None), None)
+    rest = [part for part in args if asks_for(part) is None]
+    with torch._C.DisableTorchFunction():
+        module = MOVE(module, *rest, **kwargs) if rest or kwargs else module
+    for tensor in (*module.parameters(), *module.buffers()):
+        put(tensor, is_there(tensor) if place is None else place)
+    return module
+
+
+MOVE, COPY = nn.Module.to, nn.Parameter.__deepcopy__
+
+
+@contextmanager
+def elsewhere():
+    nn.Module.to, nn.Parameter.__deepcopy__ = move_module, lambda self, memo: put(COPY(self, memo), is_there(self))
+    try:
+        with Elsewhere():
+            yield
+    finally:
+        nn.Module.to, nn.Parameter.__deepcopy__ = MOVE, COPY
