@@ -15,7 +15,7 @@ from helpers.data import CLASSES, MEAN, STD, project_root, write_file
 
 WEIGHTS = Path(__file__).parent / "weights"
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
-SHIPPED = {"cifar10": CLASSES, "shapes10": shapes.CLASSES}  # classes of the files there, which do not name them
+SHIPPED = {"cifar10": CLASSES, "shapes10": shapes.CLASSES}  # classes of the older files there, which do not name them
 
 
 class _Windows(torch.autograd.Function):

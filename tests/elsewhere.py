@@ -25,10 +25,18 @@ def put(tensor, there=True):
 
 
 def asks_for(place) -> bool | None:
-    """Whether a device, by object or name, is the GPU; None for what names no device."""
+    """Whether a device, by object, name or a tensor on it, is the GPU; None for what names no device."""
     if isinstance(place, (str, torch.device)):
         return torch.device(place).type == "cuda"
     return is_there(place) if isinstance(place, torch.Tensor) else None
+
+
+def without_place(args, kwargs):
+    """What arguments of `to` ask for, as `asks_for` has it, and the others, (place, args, kwargs); of a tensor its kind is left."""
+    given = [part for part in (*args, kwargs.get("device")) if part is not None]
+    place = next((asks_for(part) for part in given if asks_for(part) is not None), None)
+    rest = [part.dtype if isinstance(part, torch.Tensor) else part for part in given if not isinstance(part, (str, torch.device))]
+    return place, rest, {name: value for name, value in kwargs.items() if name != "device"}
 
 
 class Elsewhere(TorchFunctionMode):
@@ -61,22 +69,16 @@ class Elsewhere(TorchFunctionMode):
 
     @staticmethod
     def move(func, args, kwargs):
-        places = [asks_for(place) for place in (*args[1:2], kwargs.pop("device", None))]
-        place = next((place for place in places if place is not None), None)
-        rest = args[2:] if places[0] is not None else args[1:]
-        if isinstance(args[1] if len(args) > 1 else None, torch.Tensor):
-            rest = (args[1].dtype, *rest)
-        rest = [part for part in rest if part is not None]
-        out = func(args[0], *rest, **kwargs) if rest or kwargs else args[0]
-        if place is None or place == is_there(args[0]):
-            return put(out, is_there(args[0])) if out is not args[0] else out
-        return put(out.clone() if out is args[0] else out, place)
+        tensor = args[0]
+        place, rest, kwargs = without_place(args[1:], kwargs)
+        out = func(tensor, *rest, **kwargs) if rest or kwargs else tensor
+        place = is_there(tensor) if place is None else place
+        return put(out.clone() if out is tensor and place != is_there(tensor) else out, place)
 
 
 def move_module(module, *args, **kwargs):
     """`nn.Module.to` with the device played."""
-    place = next((asks_for(place) for place in (*args, kwargs.pop("device", None)) if asks_for(place) is not None), None)
-    rest = [part for part in args if asks_for(part) is None]
+    place, rest, kwargs = without_place(args, kwargs)
     with torch._C.DisableTorchFunction():
         module = MOVE(module, *rest, **kwargs) if rest or kwargs else module
     for tensor in (*module.parameters(), *module.buffers()):

@@ -84,7 +84,7 @@ def test_maps_are_those_of_the_cpu(data, exact, layer):
     expected, heat = here.evidence(images, classes), here(images, classes)
     there = GradCAM(model.to(DEVICE), layer)
     found = there.evidence(images.to(DEVICE), classes)
-    assert found.device.type == DEVICE.type
+    assert found.device.type == DEVICE.type and there.evidence(images[:2], classes[:2]).device == images.device
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
     torch.testing.assert_close(there(images.to(DEVICE), classes).cpu(), heat, rtol=1e-3, atol=1e-3)
 
