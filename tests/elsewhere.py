@@ -32,7 +32,7 @@ def asks_for(place) -> bool | None:
 
 
 def without_place(args, kwargs):
-    """What arguments of `to` ask for, as `asks_for` has it, and the others, (place, args, kwargs); of a tensor its kind is left."""
+    """What arguments of `to` ask for, as `asks_for` has it, and the others: (place, args, kwargs); a tensor leaves its kind."""
     given = [part for part in (*args, kwargs.get("device")) if part is not None]
     place = next((asks_for(part) for part in given if asks_for(part) is not None), None)
     rest = [part.dtype if isinstance(part, torch.Tensor) else part for part in given if not isinstance(part, (str, torch.device))]
