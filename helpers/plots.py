@@ -300,7 +300,7 @@ def gradcam_steps(image, channels, weights, raw, heat) -> Figure:
     axes[1].set_ylabel("channels that\ncontribute most", fontsize=10)
     _signed(_panel(axes[-3], "+ … all channels\n= raw map"), raw, _limit(raw))
     _signed(_panel(axes[-2], "ReLU"), _array(raw).clip(0), _limit(raw))
-    _overlay(_panel(axes[-1], "enlarged,\ndivided by its maximum"), image, heat)
+    _overlay(_panel(axes[-1], "enlarged,\n÷ its maximum"), image, heat)
     return figure
 
 

@@ -66,6 +66,15 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+def test_nothing_is_cut_off_at_an_edge(draw):
+    figure = draw()
+    figure.draw_without_rendering()
+    (left, bottom), (right, top) = figure.get_tightbbox().get_points()  # of all that is drawn, in inches
+    width, height = figure.get_size_inches()
+    assert min(left, bottom) > -0.02 and right < width + 0.02 and top < height + 0.02
+
+
+@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
 def test_figures_stand_apart_from_pyplot_and_change_no_setting(draw, tmp_path):
     settings = dict(plt.rcParams)
     figure = draw()
