@@ -172,15 +172,15 @@ def test_network_that_tells_classes_by_their_augmentation_is_found_out(tmp_path,
 
 
 def test_maps_before_and_after_by_hand(tmp_path, small):
-    held_out = small.test.subset(slice(8))
+    held_out = replace(small.test, labels=np.arange(20) % 2)
     study = runs.Study(small.train, held_out, small.test, tmp_path / "m.csv", TrainConfig(), 16, 3)
     right = {("the recipe", 0): [0, 1, 2], ("class weights", 0): [2, 3, 4, 5], ("class weights", 2): [0, 1, 2, 3, 4]}
     maps, rng = {}, np.random.default_rng(0)
     (tmp_path / "m").mkdir()
     for arm, seed in product(mistakes.TRAINED, range(3)):
-        hit = np.isin(np.arange(8), right.get((arm, seed), [0, 1, 2]))
-        logits = 9 * np.eye(10)[np.where(hit, held_out.labels, (held_out.labels + 1) % 10)]
-        maps[arm, seed] = rng.permuted(np.tile(np.arange(16), (8, 1)), axis=1).reshape(8, 4, 4)
+        hit = np.isin(np.arange(20), right.get((arm, seed), [0, 1, 2]))
+        logits = 9 * np.eye(10)[np.where(hit, held_out.labels, (held_out.labels + 1) % 10)] + rng.random((20, 10))
+        maps[arm, seed] = rng.permuted(np.tile(np.arange(16), (20, 1)), axis=1).reshape(20, 4, 4)
         np.savez(study.place(arm, seed, ".npz"), validation=logits, maps=maps[arm, seed].astype(np.float16))
     found = mistakes.changed_maps(study)
 
@@ -201,37 +201,46 @@ def test_maps_before_and_after_by_hand(tmp_path, small):
         assert row["images"] == len(chosen)
         hits = [np.isin(chosen, right.get((arm, after), [0, 1, 2])) for arm in ("class weights", "the recipe")]
         assert row["gain"] == pytest.approx(hits[0].mean() - hits[1].mean())
-        for arm, ending in (("class weights", ""), ("the recipe", " of the null")):
-            pairs = product(maps["the recipe", before][chosen], maps[arm, after][chosen])
-            like = np.array([stats.spearmanr(one.ravel(), two.ravel()).statistic for one, two in pairs])
-            like = like.reshape(len(chosen), -1)
-            assert row[f"same{ending}"] == pytest.approx(np.diag(like).mean(), abs=1e-5)
-            assert row[f"other{ending}"] == pytest.approx(like[~np.eye(len(like), dtype=bool)].mean(), abs=1e-5)
+        of_arm, of_null = (spearman(maps["the recipe", before], maps[arm, after]) for arm in ("class weights", "the recipe"))
+        like = of_null[np.ix_(chosen, chosen)]
+        assert row["same of the null"] == pytest.approx(np.diag(like).mean(), abs=1e-5)
+        assert row["other of the null"] == pytest.approx(like[~np.eye(len(like), dtype=bool)].mean(), abs=1e-5)
+        moved = np.diag(of_arm) - np.diag(of_null)
+        assert row["moved"] == pytest.approx(moved[chosen].mean(), abs=1e-5)
+        # Images that were chosen in neither group, of the same class, nearest in the probabilities of the recipe's two networks.
+        chances = [mistakes.answers(study, "the recipe", s, "validation").probabilities for s in (before, after)]
+        chances = np.log([each[np.arange(20), held_out.labels] for each in chances])
+        changed = {image for (b, a, _), images in expected.items() if (b, a) == (before, after) for image in images}
+        matched = []
+        for image in chosen:
+            calm = [k for k in range(20) if k not in changed and held_out.labels[k] == held_out.labels[image]]
+            matched += sorted(calm, key=lambda k: np.linalg.norm(chances[:, k] - chances[:, image]))[:5]
+        assert row["matched"] == pytest.approx(moved[matched].mean(), abs=1e-5)
+
+
+def spearman(first, second):
+    pairs = product(first.reshape(len(first), -1), second.reshape(len(second), -1))
+    return np.array([stats.spearmanr(*pair).statistic for pair in pairs]).reshape(len(first), -1)
 
 
 def test_summary_of_maps_weighs_by_images_and_takes_the_jackknife_over_seeds():
     rows = [
-        {
-            "before": i,
-            "after": j,
-            "arm": "both",
-            "group": "broken",
-            "images": 2 + i,
-            "gain": -0.1,
-            "other": 0,
-            "same": 0.5 - i * j / 10,
-        }
+        {"before": i, "after": j, "arm": arm, "group": "broken", "images": 2 + i, "gain": -0.1, "moved": -0.1 - i * j / 10}
         for i, j in permutations(range(3), 2)
+        for arm in ("both", "class weights")
     ]
-    table = pd.DataFrame(rows).assign(**{"same of the null": 0.5, "other of the null": 0.1})
-    row = mistakes.summarise_maps(table).loc[("both", "broken")]
-    # Images 2, 2, 3, 3, 4, 4; moved 0, 0, 0, -0.2, 0, -0.2.
-    assert row["moved"] == pytest.approx(-0.2 * 7 / 18) and row["same"] == pytest.approx(0.5 + row["moved"])
+    table = pd.DataFrame(rows).assign(**{"same of the null": 0.5, "other of the null": 0.1, "matched": -0.1})
+    found = mistakes.summarise_maps(table)
+    row = found.loc[("both", "broken")]
+    # Images 2, 2, 3, 3, 4, 4; excess 0, 0, 0, -0.2, 0, -0.2.
+    assert row["excess"] == pytest.approx(-0.2 * 7 / 18) and row["moved"] == pytest.approx(-0.1 + row["excess"])
     assert (row["images"], row["gain"], row["other of the null"]) == pytest.approx((3, -0.1, 0.1))
-    # Without seed 0 all of the rest moved by 0.2; without seed 1, or seed 2, nothing did.
+    # Without seed 0 all of the rest lies lower by 0.2; without seed 1, or seed 2, nothing does.
     error = np.sqrt(2 / 3 * np.sum((np.array([-0.2, 0, 0]) - -0.2 / 3) ** 2))
     half = stats.t.ppf(0.975, 2) * error
-    assert (row["from"], row["to"]) == pytest.approx((row["moved"] - half, row["moved"] + half))
+    assert (row["from"], row["to"]) == pytest.approx((row["excess"] - half, row["excess"] + half))
+    assert row["p"] == pytest.approx(2 * stats.t.sf(-row["excess"] / error, 2))
+    assert row["corrected"] == pytest.approx(min(2 * row["p"], 1)) and len(found) == 2
 
 
 def made_up(effects, seeds=5, noise=0.001):

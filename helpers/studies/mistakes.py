@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
+from scipy.spatial import cKDTree
 
 from helpers.data import seed_transform, write_file
 from helpers.evaluation import Predictions, calibration_error, error_weights, logit_shift, per_class, predict, temperature
@@ -70,48 +71,60 @@ def open_test_set(study: runs.Study) -> pd.DataFrame:
 
 
 def changed_maps(study: runs.Study) -> pd.DataFrame:
-    """How like the maps before are the maps after, of the validation images that an arm corrects, or breaks?
+    """How far do the maps of validation images move that an arm corrects, or breaks, and those of like images that it does not?
 
-    Before: by the recipe's network of one seed. After: by the arm's of another seed; and, the null, by the recipe's of that seed.
+    Before: the recipe's network of one seed. After: the arm's of another seed; and, the null, the recipe's of that seed.
     The images: those that the networks of the other seeds get right with the arm more often than with the recipe (or less often),
     by half of the seeds or more, so that chance in the networks compared does not choose the images.  A logit shift moves no map.
     Columns: before and after (seeds), arm, group, images; gain, the share right with the arm less that with the recipe, of the
-    seed after; same and other, of `same_minus_other` for the rank correlation of the actual class's maps at `layer4`, with the
-    arm; and both for the null. Groups of fewer than two images, which have no other, are left out: all, without a third seed.
+    seed after; same and other of the null, of `same_minus_other` for the rank correlation of the actual class's maps at `layer4`;
+    moved, how much more like the map before is the arm's than the null's, below 0 where it is less; matched, the same for the
+    five images nearest to each in the actual class's probability before and in the null, of its class and right equally often
+    with arm and recipe, because an arm moves the maps of all images.  Groups of fewer than two images, which have no other, are
+    left out: all, without a third seed.
     """
-    seeds, rows = range(study.seeds), []
-    right = {arm: np.array([answers(study, arm, s, "validation").correct for s in seeds]) for arm in TRAINED}
+    seeds, labels, rows = range(study.seeds), study.validation.labels, []
+    found = {arm: [answers(study, arm, s, "validation") for s in seeds] for arm in TRAINED}
+    right = {arm: np.array([each.correct for each in found[arm]]) for arm in TRAINED}
     maps = {arm: [torch.from_numpy(kept(study, arm, s)["maps"]).float() for s in seeds] for arm in TRAINED}
+    chances = [np.log(each.probabilities[np.arange(len(labels)), labels]) for each in found[PLAIN]]
     for arm, (before, after) in product(TRAINED[1:], permutations(seeds, 2)):
-        chance = [s for s in seeds if s not in (before, after)]
-        more = (right[arm][chance].astype(int) - right[PLAIN][chance]).sum(0) / max(len(chance), 1)
+        others = [s for s in seeds if s not in (before, after)]
+        more = (right[arm][others].astype(int) - right[PLAIN][others]).sum(0) / max(len(others), 1)
+        with_arm, null = (rank_correlation(maps[PLAIN][before], maps[who][after]) for who in (arm, PLAIN))
+        like, same = np.stack([1e6 * labels, chances[before], chances[after]], axis=1), np.flatnonzero(more == 0)
         for group, chosen in {"corrected": more >= 0.5, "broken": more <= -0.5}.items():
-            if chosen.sum() > 1:
+            if chosen.sum() > 1 and len(same):
+                matched = same[cKDTree(like[same]).query(like[chosen], min(5, len(same)))[1]]
+                moved = {"moved": (with_arm - null)[chosen].mean(), "matched": (with_arm - null)[matched].mean()}
                 gain = right[arm][after][chosen].mean() - right[PLAIN][after][chosen].mean()
                 row = {"before": before, "after": after, "arm": arm, "group": group, "images": chosen.sum(), "gain": gain}
-                for who, ending in ((arm, ""), (PLAIN, " of the null")):
-                    likeness = rank_correlation(maps[PLAIN][before][chosen], maps[who][after][chosen], every=True)
-                    found = same_minus_other(likeness)["mean"]
-                    row |= {f"{kind}{ending}": found[kind] for kind in ("same", "other")}
-                rows.append(row)
+                known = rank_correlation(maps[PLAIN][before][chosen], maps[PLAIN][after][chosen], every=True)
+                scale = same_minus_other(known)["mean"]
+                rows.append(row | {f"{kind} of the null": scale[kind] for kind in ("same", "other")} | moved)
     return pd.DataFrame(rows)
 
 
 def summarise_maps(table: pd.DataFrame) -> pd.DataFrame:
     """`changed_maps` in a row for each arm and group: means over pairs of seeds, weighed by their images.
 
-    moved: same less same of the null, below 0 where the arm moved the evidence further than another seed does; from and to: its
-    95 % interval, by the jackknife over the seeds (Student's t), because pairs share networks.
+    excess: moved less matched, below 0 where the arm moves the evidence of these images further than that of like ones; from and
+    to: its 95 % interval, by the jackknife over the seeds (Student's t), because pairs share networks; p: of no excess;
+    corrected: by Holm's method, over all rows.  All of it holds for these images: they are not drawn again.
     """
-    table, rows = table.assign(moved=table["same"] - table["same of the null"]), {}
-    scores = ["gain", "same", "same of the null", "other of the null", "moved"]
+    table, rows = table.assign(excess=table["moved"] - table["matched"]), {}
+    scores = ["gain", "same of the null", "other of the null", "moved", "matched", "excess"]
     for name, pairs in table.groupby(["arm", "group"]):
         seeds = pairs["before"].unique()
         some = [pairs[(pairs[["before", "after"]] != seed).all(axis=1)] for seed in seeds]
         mean, *without = [np.average(p[scores], axis=0, weights=p["images"]) for p in (pairs, *some) if len(p)]
-        half = stats.t.ppf(0.975, len(without) - 1) * (len(without) - 1) * stats.sem(np.array(without)[:, -1])
-        rows[name] = {"images": pairs["images"].mean(), **dict(zip(scores, mean)), "from": mean[-1] - half, "to": mean[-1] + half}
-    return pd.DataFrame(rows).T
+        free = len(without) - 1
+        error = free * stats.sem(np.array(without)[:, -1])
+        half, p = stats.t.ppf(0.975, free) * error, 2 * stats.t.sf(abs(mean[-1]) / error, free)
+        ends = {"from": mean[-1] - half, "to": mean[-1] + half, "p": p}
+        rows[name] = {"images": pairs["images"].mean(), **dict(zip(scores, mean)), **ends}
+    found = pd.DataFrame(rows).T
+    return found.assign(corrected=holm(found["p"]))
 
 
 def class_weights(study: runs.Study) -> tuple:
