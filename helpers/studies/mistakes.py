@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from helpers.data import seed_transform, write_file
 from helpers.evaluation import Predictions, calibration_error, error_weights, logit_shift, per_class, predict, temperature
-from helpers.explanation import rank_correlation, same_minus_other
+from helpers.explanation import rank_correlation
 from helpers.gradcam import GradCAM
 from helpers.model import load_pretrained
 from helpers.studies import ablation, runs
@@ -77,7 +77,7 @@ def changed_maps(study: runs.Study) -> pd.DataFrame:
     The images: those that the networks of the other seeds get right with the arm more often than with the recipe (or less often),
     by half of the seeds or more, so that chance in the networks compared does not choose the images.  A logit shift moves no map.
     Columns: before and after (seeds), arm, group, images; gain, the share right with the arm less that with the recipe, of the
-    seed after; same and other of the null, of `same_minus_other` for the rank correlation of the actual class's maps at `layer4`;
+    seed after; same and other of the null, mean rank correlations of the actual class's maps at `layer4`, of one image or two;
     moved, how much more like the map before is the arm's than the null's, below 0 where it is less; matched, the same for the
     five images nearest to each in the actual class's probability before and in the null, of its class and right equally often
     with arm and recipe, because an arm moves the maps of all images.  Groups of fewer than two images, which have no other, are
@@ -91,17 +91,19 @@ def changed_maps(study: runs.Study) -> pd.DataFrame:
     for arm, (before, after) in product(TRAINED[1:], permutations(seeds, 2)):
         others = [s for s in seeds if s not in (before, after)]
         more = (right[arm][others].astype(int) - right[PLAIN][others]).sum(0) / max(len(others), 1)
-        with_arm, null = (rank_correlation(maps[PLAIN][before], maps[who][after]) for who in (arm, PLAIN))
+        null = rank_correlation(maps[PLAIN][before], maps[PLAIN][after])
+        moved = rank_correlation(maps[PLAIN][before], maps[arm][after]) - null
         like, same = np.stack([1e6 * labels, chances[before], chances[after]], axis=1), np.flatnonzero(more == 0)
         for group, chosen in {"corrected": more >= 0.5, "broken": more <= -0.5}.items():
             if chosen.sum() > 1 and len(same):
                 matched = same[cKDTree(like[same]).query(like[chosen], min(5, len(same)))[1]]
-                moved = {"moved": (with_arm - null)[chosen].mean(), "matched": (with_arm - null)[matched].mean()}
+                every = rank_correlation(maps[PLAIN][before][chosen], maps[PLAIN][after][chosen], every=True)
                 gain = right[arm][after][chosen].mean() - right[PLAIN][after][chosen].mean()
                 row = {"before": before, "after": after, "arm": arm, "group": group, "images": chosen.sum(), "gain": gain}
-                known = rank_correlation(maps[PLAIN][before][chosen], maps[PLAIN][after][chosen], every=True)
-                scale = same_minus_other(known)["mean"]
-                rows.append(row | {f"{kind} of the null": scale[kind] for kind in ("same", "other")} | moved)
+                other = every[~np.eye(len(every), dtype=bool)]
+                likeness = {"same of the null": null[chosen], "other of the null": other}
+                likeness |= {"moved": moved[chosen], "matched": moved[matched]}
+                rows.append(row | {name: np.nanmean(values) for name, values in likeness.items()})
     return pd.DataFrame(rows)
 
 
