@@ -211,11 +211,14 @@ def test_maps_before_and_after_by_hand(tmp_path, small):
         chances = [mistakes.answers(study, "the recipe", s, "validation").probabilities for s in (before, after)]
         chances = np.log([each[np.arange(20), held_out.labels] for each in chances])
         changed = {image for (b, a, _), images in expected.items() if (b, a) == (before, after) for image in images}
-        matched = []
-        for image in chosen:
+        matched, planted = [], moved[chosen]
+        for i, image in enumerate(chosen):
             calm = [k for k in range(20) if k not in changed and held_out.labels[k] == held_out.labels[image]]
-            matched += sorted(calm, key=lambda k: np.linalg.norm(chances[:, k] - chances[:, image]))[:5]
+            nearest = sorted(calm, key=lambda k: np.linalg.norm(chances[:, k] - chances[:, image]))
+            matched += nearest[:5]
+            planted[i] = planted[i] if i % 2 else of_arm[image, nearest[0]] - of_null[image, image]
         assert row["matched"] == pytest.approx(moved[matched].mean(), abs=1e-5)
+        assert row["planted"] == pytest.approx(planted.mean(), abs=1e-5)
 
 
 def spearman(first, second):

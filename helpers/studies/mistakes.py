@@ -80,7 +80,8 @@ def changed_maps(study: runs.Study) -> pd.DataFrame:
     seed after; same and other of the null, mean rank correlations of the actual class's maps at `layer4`, of one image or two;
     moved, how much more like the map before is the arm's than the null's, below 0 where it is less; matched, the same for the
     five images nearest to each in the actual class's probability before and in the null, of its class and right equally often
-    with arm and recipe, because an arm moves the maps of all images.  Groups of fewer than two images, which have no other, are
+    with arm and recipe, because an arm moves the maps of all images; planted, `moved` where the nearest of the five lends every
+    second image its map after, a change that is known to be there.  Groups of fewer than two images, which have no other, are
     left out: all, without a third seed.
     """
     seeds, labels, rows = range(study.seeds), study.validation.labels, []
@@ -96,13 +97,15 @@ def changed_maps(study: runs.Study) -> pd.DataFrame:
         like, same = np.stack([1e6 * labels, chances[before], chances[after]], axis=1), np.flatnonzero(more == 0)
         for group, chosen in {"corrected": more >= 0.5, "broken": more <= -0.5}.items():
             if chosen.sum() > 1 and len(same):
-                matched = same[cKDTree(like[same]).query(like[chosen], min(5, len(same)))[1]]
+                matched = same[cKDTree(like[same]).query(like[chosen], np.arange(min(5, len(same))) + 1)[1]]
+                lent = rank_correlation(maps[PLAIN][before][chosen], maps[arm][after][matched[:, 0]]) - null[chosen]
                 every = rank_correlation(maps[PLAIN][before][chosen], maps[PLAIN][after][chosen], every=True)
                 gain = right[arm][after][chosen].mean() - right[PLAIN][after][chosen].mean()
                 row = {"before": before, "after": after, "arm": arm, "group": group, "images": chosen.sum(), "gain": gain}
                 other = every[~np.eye(len(every), dtype=bool)]
                 likeness = {"same of the null": null[chosen], "other of the null": other}
-                likeness |= {"moved": moved[chosen], "matched": moved[matched]}
+                planted = np.where(np.arange(chosen.sum()) % 2, moved[chosen], lent)
+                likeness |= {"moved": moved[chosen], "matched": moved[matched], "planted": planted}
                 rows.append(row | {name: np.nanmean(values) for name, values in likeness.items()})
     return pd.DataFrame(rows)
 
