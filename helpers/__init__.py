@@ -1,0 +1,15 @@
+"""What the notebooks import, in the order in which one batch of images travels through it.
+
+data, shapes    images and labels as arrays; generated images with masks
+augmentation    changes images at random, with Albumentations
+model           the network, and a copy of it with a finer grid
+training        configuration, optimiser, the loop (`fit`)
+evaluation      predict once; accuracy, confusion, calibration from the arrays
+gradcam         Grad-CAM: heatmaps and signed evidence
+similarity      compares one heatmap with another
+explanation     tests of a heatmap: pointing game, deletion, randomisation
+plots           every figure, and its colours
+
+support         plumbing: files, downloads, checkpoints, processes, intervals
+interactive     explorer, game, photograph, pages; studies: experiments of hours, their records
+"""

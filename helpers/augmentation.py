@@ -1,66 +1,219 @@
-"""The Albumentations steps: each by name, and composed."""
+"""Change training images at random, anew in every epoch, with Albumentations."""
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its update check stalls without a network
 
 import albumentations as A  # noqa: E402
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch.utils.data import DataLoader, DistributedSampler  # noqa: E402
 
-from helpers.data import MEAN, SIZE  # noqa: E402
+from helpers.data import MEAN, SIZE, Dataset, channel_statistics  # noqa: E402
+from helpers.support.files import one_line  # noqa: E402
 
-FILL = tuple(round(255 * m) for m in MEAN)  # a hole of the mean colour is zero after the network's normalisation
-HARDER = {"padding": 2, "hole": 4, "degrees": 15}  # what stronger augmentation adds to the strengths of `augmentation_steps`
+Colour = tuple[int, ...]  # red, green, blue, 0 to 255
+
+CIFAR10_MEAN_COLOUR: Colour = tuple(round(255 * mean) for mean in MEAN)
+STRONGER = {"padding": 2, "hole": 4, "degrees": 15}  # what `stronger_classes` get on top
 
 
 def augmentation_steps(
-    padding: int = 4, hole: int = 8, degrees: float = 7, flip: bool = True, trivial: bool = False
+    padding: int = 4,
+    hole: int = 8,
+    degrees: float = 7,
+    flip: bool = True,
+    trivial: bool = False,
+    fill: Colour = CIFAR10_MEAN_COLOUR,
 ) -> dict[str, A.BasicTransform]:
-    """The steps by name, in the order in which they are applied; a strength of 0 (or False) leaves a step out.
+    """The steps by name, in the order in which they are applied.
 
-    padding: pixels mirrored around the image, from which a window of the old size is cropped (up to `padding` pixels of shift).
-    hole: side in pixels of one square of the mean colour, in half of the images.
-    degrees: largest rotation to either side, in 30 % of the images; corners are mirrored.
-    flip: mirror half of the images left to right.
-    trivial: change each image in one way of fourteen, at a strength drawn anew (TrivialAugment, Müller & Hutter 2021).
+    Args:
+        padding: pixels mirrored around the image before a window of the old size is cropped, so
+            that it moves by up to `padding` pixels; 0 leaves the step out, here and below.
+        hole: side in pixels of one square of a single colour, in half of the images.
+        degrees: largest rotation to either side, in 30 % of the images; corners are mirrored.
+        flip: mirror half of the images left to right.
+        trivial: first change each image in one way of fourteen (TrivialAugment).
+        fill: colour of the hole. The mean colour becomes zero when the network normalises.
+
+    Returns:
+        {name: transform}.
     """
-    steps = {}
+    steps: dict[str, A.BasicTransform] = {}
+    if trivial:
+        steps["TrivialAugment"] = trivial_augment(fill)
     if padding:
         steps["Padding"] = A.Pad(padding, border_mode=cv2.BORDER_REFLECT_101)
         steps["RandomCrop"] = A.RandomCrop(SIZE, SIZE)
     if hole:
-        side = (hole, hole)
         steps["CoarseDropout"] = A.CoarseDropout(
-            num_holes_range=(1, 1), hole_height_range=side, hole_width_range=side, fill=FILL, p=0.5
+            num_holes_range=(1, 1),
+            hole_height_range=(hole, hole),
+            hole_width_range=(hole, hole),
+            fill=fill,
+            p=0.5,
         )
     if degrees:
         steps["Rotate"] = A.Rotate(limit=degrees, border_mode=cv2.BORDER_REFLECT_101, p=0.3)
     if flip:
         steps["HorizontalFlip"] = A.HorizontalFlip(p=0.5)
-    return ({"TrivialAugment": trivial_augment()} if trivial else {}) | steps
+    return steps
 
 
-def trivial_augment() -> A.OneOf:
-    """TrivialAugment with the wide ranges of arXiv:2103.10158, table 1, in Albumentations' nearest steps."""
-    border, to_both = {"border_mode": cv2.BORDER_CONSTANT, "fill": FILL, "p": 1}, (0.01, 1.99)
-    none = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "p": 1}
-    shifts = [{"shear": {axis: (-45, 45)}} for axis in "xy"] + [{"translate_px": {axis: (-SIZE, SIZE)}} for axis in "xy"]
-    ways = [A.Affine(**shift, **border) for shift in shifts] + [A.Rotate(limit=135, **border), A.NoOp(p=1)]
-    ways += [A.ColorJitter(**none | {what: to_both}) for what in ("brightness", "contrast", "saturation")]
-    ways += [A.Sharpen(alpha=(0, 1), lightness=(1, 1), p=1), A.Posterize(num_bits=(2, 8), p=1)]
-    return A.OneOf(ways + [A.Solarize(threshold_range=(0, 1), p=1), A.AutoContrast(p=1), A.Equalize(p=1)], p=1)
+def trivial_augment(fill: Colour = CIFAR10_MEAN_COLOUR) -> A.OneOf:
+    """TrivialAugment with its wide ranges, in Albumentations' nearest steps.
+
+    Müller & Hutter 2021, arXiv:2103.10158, table 1.
+
+    Args:
+        fill: colour of what a moved image uncovers.
+    """
+    border = {"border_mode": cv2.BORDER_CONSTANT, "fill": fill, "p": 1}
+    unchanged = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "p": 1}
+    ways = [A.NoOp(p=1), A.Rotate(limit=135, **border)]
+    for axis in "xy":
+        ways.append(A.Affine(shear={axis: (-45, 45)}, **border))
+        ways.append(A.Affine(translate_px={axis: (-SIZE, SIZE)}, **border))
+    for quality in ("brightness", "contrast", "saturation"):
+        ways.append(A.ColorJitter(**{**unchanged, quality: (0.01, 1.99)}))
+    ways += [
+        A.Sharpen(alpha=(0, 1), lightness=(1, 1), p=1),
+        A.Posterize(num_bits=(2, 8), p=1),
+        A.Solarize(threshold_range=(0, 1), p=1),
+        A.AutoContrast(p=1),
+        A.Equalize(p=1),
+    ]
+    return A.OneOf(ways, p=1)
 
 
 def compose(steps: dict[str, A.BasicTransform], seed: int | None = None) -> A.Compose:
-    """One pipeline of these steps: `compose(steps)(image=image)["image"]`, uint8 (32, 32, 3) in and out."""
+    """One pipeline of these steps: `compose(steps)(image=image)["image"]`.
+
+    Args:
+        steps: as `augmentation_steps` returns them.
+        seed: of its random draws; None seeds it at random.
+
+    Returns:
+        A pipeline that takes and gives uint8 images (32, 32, 3).
+    """
     return A.Compose(list(steps.values()), seed=seed)
 
 
-def variants(image: np.ndarray, names: list, count: int = 6, seed: int = 0) -> list[np.ndarray]:
-    """Draw variants of one image (32, 32, 3) uint8 with the steps of these names alone, each applied every time."""
+def variants(
+    image: np.ndarray, names: Sequence[str], count: int = 6, seed: int = 0
+) -> list[np.ndarray]:
+    """Draw variants of one image with the steps of these names alone, each applied every time.
+
+    Args:
+        image: (32, 32, 3) uint8.
+        names: keys of `augmentation_steps`.
+        count: how many.
+        seed: of the random draws.
+    """
     steps = augmentation_steps()
     for step in steps.values():
         step.p = 1
     pipeline = compose({name: steps[name] for name in names}, seed)
     return [pipeline(image=image)["image"] for _ in range(count)]
+
+
+class AugmentedDataset(torch.utils.data.Dataset):
+    """A data set whose images are changed at random each time they are taken.
+
+    Args:
+        dataset: left as it is; here `.dataset`.
+        padding, hole, degrees, flip, trivial: as `augmentation_steps` takes them.
+        alternate_flip: mirror one half of the images in even epochs, the other half in odd ones,
+            instead of drawing for each image. So any two epochs in a row show every image both ways
+            (Jordan 2024, arXiv:2404.00498).
+        stronger_classes: names of classes whose images are changed more, by STRONGER.
+        fill: colour of holes; None: the mean colour of these images.
+
+    Raises:
+        ValueError: a name in `stronger_classes` is no class.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        padding: int = 4,
+        hole: int = 8,
+        degrees: float = 7,
+        flip: bool = True,
+        trivial: bool = False,
+        alternate_flip: bool = False,
+        stronger_classes: Sequence[str] = (),
+        fill: Colour | None = None,
+    ):
+        for name in stronger_classes:
+            if name not in dataset.classes:
+                known = ", ".join(dataset.classes)
+                raise ValueError(f"no class {one_line(name)!r} in these data: choose among {known}")
+        if fill is None:
+            means, _ = channel_statistics(dataset.images)
+            fill = tuple(round(255 * mean) for mean in means)
+        common: dict[str, Any] = {
+            "flip": flip and not alternate_flip,
+            "trivial": trivial,
+            "fill": fill,
+        }
+        strengths: dict[str, Any] = {"padding": padding, "hole": hole, "degrees": degrees}
+        stronger = {name: value + STRONGER[name] for name, value in strengths.items()}
+        self.dataset = dataset
+        self.pipeline = compose(augmentation_steps(**strengths, **common))
+        self.stronger_pipeline = compose(augmentation_steps(**stronger, **common))
+        self.stronger_labels = {dataset.classes.index(name) for name in stronger_classes}
+        self.alternate_flip = flip and alternate_flip
+        self.is_mirrored = np.zeros(len(dataset), dtype=bool)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """One image, changed, as uint8 (3, 32, 32), and its label."""
+        image, label = self.dataset.images[index], self.dataset.labels[index]
+        if self.is_mirrored[index]:
+            image = np.ascontiguousarray(image[:, ::-1])
+        pipeline = self.stronger_pipeline if label in self.stronger_labels else self.pipeline
+        return torch.from_numpy(pipeline(image=image)["image"]).permute(2, 0, 1), label
+
+    def seed(self, seed: int) -> None:
+        """Set the state of the random draws (32 bits of `seed`)."""
+        self.pipeline.set_random_seed(seed % 2**32)
+        # Far away, because the seeds of a loader's workers differ by ones.
+        self.stronger_pipeline.set_random_seed((seed + 2**31) % 2**32)
+
+    def mirror_alternately(self, seed: int, epoch: int) -> None:
+        """Choose the images that are mirrored in this epoch, where `alternate_flip` is on."""
+        if self.alternate_flip:
+            first_half = np.random.default_rng(seed).random(len(self)) < 0.5
+            self.is_mirrored[:] = first_half ^ (epoch % 2 == 1)
+
+
+def seed_epoch(loader: DataLoader, seed: int, epoch: int) -> None:
+    """Make an epoch's order and augmentation a function of the run's seed and the epoch alone.
+
+    So a resumed run draws what an uninterrupted one would have drawn, and a checkpoint needs to
+    hold no random state.
+
+    Args:
+        loader: of an `AugmentedDataset`, with a generator. A `DistributedSampler` gives this
+            process its share of one order, the same in all; their augmentation differs.
+        seed: of the run.
+        epoch: counted from 0.
+    """
+    sampler: Any = loader.sampler
+    dataset: Any = loader.dataset
+    is_distributed = isinstance(sampler, DistributedSampler)
+    rank = sampler.rank if is_distributed else 0
+    order_seed, *augmentation_seeds = np.random.SeedSequence([seed, epoch]).generate_state(2 + rank)
+    loader.generator.manual_seed(int(order_seed) + rank)  # of the order, and of the workers' seeds
+    dataset.seed(int(augmentation_seeds[-1]))
+    dataset.mirror_alternately(seed, epoch)
+    if is_distributed:
+        sampler.set_epoch(int(order_seed))

@@ -1,193 +1,307 @@
-"""Score a network: predict once, derive everything else from the arrays."""
+"""Score a network: predict once, then derive everything else from the arrays."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
+import scipy  # loads scipy.optimize at its first use, because that takes a tenth of a second
 import torch
-from scipy.optimize import linear_sum_assignment, minimize, minimize_scalar
-from scipy.special import log_softmax
-from sklearn import metrics
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from torch import nn
 from tqdm import tqdm
 
 from helpers.data import Dataset
+from helpers.support.intervals import hit_rates, wilson_interval
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A network's answers to N labelled images. logits: (N, num_classes) float32; labels: (N,) int64.
+    """What a network answers to N labelled images.
 
-    Raises ValueError for logits that are not finite, or not one for each class, and for labels of no class.
+    Attributes:
+        logits: (N, num_classes) float32.
+        labels: (N,) int64, indices into `classes`.
+        classes: names, in the order of the logits.
+
+    Raises:
+        ValueError: a logit is not finite, there is not one logit for each class, or a label is not
+            the index of a class.
     """
 
     logits: np.ndarray
     labels: np.ndarray
-    classes: tuple
+    classes: tuple[str, ...]
 
-    def __post_init__(self):
-        n, k = len(self.labels), len(self.classes)
-        if self.logits.shape != (n, k) or not set(self.labels) <= set(range(k)):
-            raise ValueError(f"logits {self.logits.shape} or labels do not fit {n} images of {k} classes: take another network")
+    def __post_init__(self) -> None:
+        count, num_classes = len(self.labels), len(self.classes)
+        fits = self.logits.shape == (count, num_classes)
+        if not fits or not set(self.labels) <= set(range(num_classes)):
+            raise ValueError(
+                f"logits {self.logits.shape} or labels do not fit "
+                f"{count} images of {num_classes} classes: take another network"
+            )
         if not np.isfinite(self.logits).all():
-            raise ValueError("the network puts out logits that are not finite: load other weights, or train with a lower peak_lr")
+            raise ValueError(
+                "the network puts out logits that are not finite: "
+                "load other weights, or train with a lower peak_lr"
+            )
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """Softmax of the logits, (N, num_classes); each row sums to 1."""
+        """Softmax of the logits, (N, num_classes) float64; each row sums to 1."""
         return torch.from_numpy(self.logits).double().softmax(1).numpy()
 
     @cached_property
     def predicted(self) -> np.ndarray:
+        """The class with the largest logit, (N,) int64."""
         return self.logits.argmax(1)
 
     @cached_property
     def correct(self) -> np.ndarray:
-        """(N,) bool."""
+        """Whether the predicted class is the label, (N,) bool."""
         return self.predicted == self.labels
 
     @cached_property
     def confidence(self) -> np.ndarray:
-        """Probability of the predicted class, (N,)."""
+        """Probability of the predicted class, (N,) in [0, 1]."""
         return self.probabilities.max(1)
 
     @property
     def accuracy(self) -> float:
+        """Share of the images that are predicted correctly, 0 to 1."""
         return float(self.correct.mean())
+
+    @cached_property
+    def loss(self) -> float:
+        """Mean cross-entropy per image, without label smoothing."""
+        return float(F.cross_entropy(*_as_tensors(self)))
 
 
 @torch.inference_mode()
-def predict(model, dataset: Dataset, batch_size: int = 100, flip: bool = False) -> Predictions:
-    """Run a model over a data set in eval mode, on the model's device; its mode is restored afterwards.
+def predict(
+    model: nn.Module, dataset: Dataset, batch_size: int = 100, flip: bool = False
+) -> Predictions:
+    """Run a model on a data set in eval mode, on the model's device; then restore its mode.
 
-    flip: average the logits over each image and its mirror image (test-time augmentation, two forward passes).
-    Raises ValueError for a data set without images, or of other than uint8 images, or of another number of classes.
+    Args:
+        model: maps images (N, 3, 32, 32) in [0, 1] to logits (N, num_classes).
+        dataset: at least one image.
+        batch_size: images in a forward pass.
+        flip: average the logits of each image and of its mirror image (test-time augmentation),
+            which costs two forward passes.
+
+    Raises:
+        ValueError: there are no images, they are not uint8, or the model has another number of
+            classes.
     """
     if len(dataset) == 0:
         raise ValueError("there are no images to predict: take a data set of one or more")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    logits = []
-    for start in tqdm(range(0, len(dataset), batch_size), leave=False, unit="batch", desc="predicting"):
-        images = dataset.tensor(slice(start, start + batch_size)).to(device, memory_format=torch.channels_last)
-        out = model(images)
-        logits.append((out + model(images.flip(-1))) / 2 if flip else out)
+    batches = []
+    starts = range(0, len(dataset), batch_size)
+    for start in tqdm(starts, leave=False, unit="batch", desc="predicting"):
+        images = dataset.tensor(slice(start, start + batch_size))
+        images = images.to(device, memory_format=torch.channels_last)
+        logits = model(images)
+        if flip:
+            logits = (logits + model(images.flip(-1))) / 2
+        batches.append(logits)
     model.train(was_training)
-    return Predictions(torch.cat(logits).float().cpu().numpy(), dataset.labels, tuple(dataset.classes))
+    all_logits = torch.cat(batches).float().cpu().numpy()
+    return Predictions(all_logits, dataset.labels, tuple(dataset.classes))
 
 
-def as_undecided(predictions: Predictions) -> np.ndarray:
-    """Right predictions that were as close a call as the mistakes, one for each where there are enough: indices, sorted.
+def margin_matched_correct(predictions: Predictions) -> np.ndarray:
+    """Correct predictions that were as close a call as the mistakes: one for each mistake.
 
-    Their margins, the best logit less the second, are matched with the mistakes' so that the sum of the gaps is the smallest
-    possible, and no image is taken twice.
+    How close a call was is its margin: the largest logit minus the second largest. The images are
+    chosen so that the differences between the margins of mistakes and of their partners have the
+    smallest possible sum. No image is taken twice.
+
+    Returns:
+        Sorted indices of images: as many as there are mistakes, or all correct predictions if there
+        are fewer of those.
     """
-    second, best = np.sort(predictions.logits, axis=1)[:, -2:].T
-    margin, right = best - second, np.flatnonzero(predictions.correct)
-    gaps = np.abs(margin[~predictions.correct][:, None] - margin[right])
-    return np.sort(right[linear_sum_assignment(gaps)[1]])
+    second, largest = np.sort(predictions.logits, axis=1)[:, -2:].T
+    margins = largest - second
+    correct = np.flatnonzero(predictions.correct)
+    wrong = np.flatnonzero(~predictions.correct)
+    differences = np.abs(margins[wrong][:, None] - margins[correct])
+    _, partners = scipy.optimize.linear_sum_assignment(differences)
+    return np.sort(correct[partners])
 
 
-def right_of_each_class(predictions: Predictions) -> np.ndarray:
-    """One right prediction of each class that has any, from little confidence to much: indices, the least confident first."""
+def example_per_class(predictions: Predictions) -> np.ndarray:
+    """One correct prediction of each class that has any, from little confidence to much.
+
+    Class number k of K contributes the image that stands k / K of the way up in the class's own
+    order of confidence, so that the examples differ in it.
+
+    Returns:
+        Indices of images, the least confident first.
+    """
+    correct = np.flatnonzero(predictions.correct)
+    correct = correct[np.argsort(predictions.confidence[correct])]
+    num_classes = len(predictions.classes)
     chosen = []
-    right = np.flatnonzero(predictions.correct)
-    right = right[np.argsort(predictions.confidence[right])]
-    for number in range(len(predictions.classes)):
-        members = right[predictions.labels[right] == number]
+    for number in range(num_classes):
+        members = correct[predictions.labels[correct] == number]
         if len(members):
-            chosen.append(members[len(members) * number // len(predictions.classes)])
+            chosen.append(members[len(members) * number // num_classes])
     return np.array(sorted(chosen, key=predictions.confidence.__getitem__))
 
 
-def accuracy_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927); z = 1.96 gives 95 %."""
-    p, n = correct / total, total
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return float(centre - half), float(centre + half)
-
-
 def per_class(predictions: Predictions) -> pd.DataFrame:
-    """Precision, recall, F1 (each 0..1) and number of images of every class, one row a class."""
+    """Precision, recall, F1 (each 0 to 1) and number of images of every class, one row a class."""
+    from sklearn.metrics import precision_recall_fscore_support  # here: importing takes 0.2 s
+
+    actual, predicted = predictions.labels, predictions.predicted
     numbers = range(len(predictions.classes))
-    scores = metrics.precision_recall_fscore_support(predictions.labels, predictions.predicted, labels=numbers, zero_division=0)
-    return pd.DataFrame(dict(zip(("precision", "recall", "f1", "images"), scores)), index=list(predictions.classes))
+    scores = precision_recall_fscore_support(actual, predicted, labels=numbers, zero_division=0)
+    columns = dict(zip(("precision", "recall", "f1", "images"), scores))
+    return pd.DataFrame(columns, index=list(predictions.classes))
 
 
 def recall_intervals(predictions: Predictions) -> pd.DataFrame:
-    """Recall over all images and of every class, with its 95 % Wilson interval: columns mean, from and to."""
-    rows = {"all classes": (predictions.accuracy, *accuracy_interval(int(predictions.correct.sum()), len(predictions.labels)))}
-    for name, right, total in zip(predictions.classes, np.diag(confusion(predictions)), confusion(predictions).sum(1)):
-        rows[name] = (right / total, *accuracy_interval(right, total))
-    return pd.DataFrame.from_dict(rows, "index", columns=["mean", "from", "to"])
+    """Recall with its 95 % Wilson interval, over all images and of every class.
+
+    Returns:
+        The columns mean, from and to; the rows "all classes" and the name of each class. NaN for a
+        class without images.
+    """
+    groups = {"all classes": predictions.correct}
+    for number, name in enumerate(predictions.classes):
+        groups[name] = predictions.correct[predictions.labels == number]
+    with_images = {name: correct for name, correct in groups.items() if len(correct)}
+    return hit_rates(with_images).reindex(list(groups))
 
 
 def calibration(predictions: Predictions, bins: int = 10) -> pd.DataFrame:
-    """Images in groups of like confidence (bins of equal width from 0 to 1, empty ones left out), least sure first.
+    """Compare confidence with accuracy in groups of images of similar confidence.
 
-    Columns: confidence (mean), accuracy, from and to (its 95 % Wilson interval), images.
+    Args:
+        predictions: of at least one image.
+        bins: number of groups, of equal width from 0 to 1.
+
+    Returns:
+        The columns confidence (the group's mean), accuracy, from and to (the ends of the accuracy's
+        95 % Wilson interval) and images; least confident group first, without empty groups.
     """
     group = np.minimum((predictions.confidence * bins).astype(int), bins - 1)
     rows = []
     for number in np.unique(group):
-        confidence, correct = predictions.confidence[group == number], predictions.correct[group == number]
-        interval = accuracy_interval(int(correct.sum()), len(correct))
-        rows.append((confidence.mean(), correct.mean(), *interval, len(correct)))
+        confidence = predictions.confidence[group == number]
+        correct = predictions.correct[group == number]
+        low, high = wilson_interval(correct.sum(), len(correct))
+        rows.append((confidence.mean(), correct.mean(), low, high, len(correct)))
     return pd.DataFrame(rows, columns=["confidence", "accuracy", "from", "to", "images"])
 
 
 def calibration_error(predictions: Predictions, bins: int = 10) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): a group's |accuracy - confidence|, averaged over images."""
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599).
+
+    That is the difference between accuracy and confidence of a group, without its sign, averaged
+    over the groups of `calibration`, each weighted by its number of images.
+    """
     table = calibration(predictions, bins)
-    return float(np.average((table["accuracy"] - table["confidence"]).abs(), weights=table["images"]))
+    differences = (table["accuracy"] - table["confidence"]).abs()
+    return float(np.average(differences, weights=table["images"]))
 
 
-def temperature(predictions: Predictions) -> float:
-    """What to divide the logits by to make their cross-entropy least (Guo et al. 2017): below 1 if a network is too modest."""
-    actual = np.arange(len(predictions.labels)), predictions.labels
-    loss = minimize_scalar(
-        lambda log_t: -log_softmax(predictions.logits / np.exp(log_t), axis=1)[actual].mean(), bounds=(-3, 3), method="bounded"
-    )
-    return float(np.exp(loss.x))
+def fit_temperature(predictions: Predictions) -> float:
+    """The temperature that minimises the cross-entropy of the logits divided by it.
+
+    Guo et al. 2017, arXiv:1706.04599.
+
+    Returns:
+        From 0.05 to 20: above 1 if the network is too confident, below 1 if it is not confident
+        enough.
+    """
+    logits, labels = _as_tensors(predictions)
+
+    def loss(log_temperature: float) -> float:
+        """Cross-entropy at a temperature, which is given by its logarithm."""
+        return float(F.cross_entropy(logits / np.exp(log_temperature), labels))
+
+    found = scipy.optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded")
+    return float(np.exp(found.x))
 
 
 def confusion(predictions: Predictions) -> np.ndarray:
     """Counts (num_classes, num_classes): row = actual class, column = predicted class."""
-    return metrics.confusion_matrix(predictions.labels, predictions.predicted, labels=range(len(predictions.classes)))
+    from sklearn.metrics import confusion_matrix  # here: importing takes 0.2 s
+
+    numbers = range(len(predictions.classes))
+    return confusion_matrix(predictions.labels, predictions.predicted, labels=numbers)
 
 
 def most_confused(predictions: Predictions, count: int = 10) -> pd.DataFrame:
-    """The commonest mistakes, most frequent first: actual class, predicted class, images, share of the actual class."""
+    """The most frequent kinds of mistake, at most `count` of them, the most frequent first.
+
+    Returns:
+        The columns actual and predicted (class names), images, and "share of actual" (of the images
+        of the actual class, 0 to 1).
+    """
     matrix = confusion(predictions)
     errors = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-errors, axis=None, kind="stable")[:count]
-    rows = [(a, p) for a, p in zip(*np.unravel_index(order, errors.shape)) if errors[a, p]]
     names = predictions.classes
-    return pd.DataFrame(
-        [(names[a], names[p], errors[a, p], errors[a, p] / matrix[a].sum()) for a, p in rows],
-        columns=["actual", "predicted", "images", "share of actual"],
-    )
+    rows = []
+    for actual, predicted in zip(*np.unravel_index(order, errors.shape)):
+        images = errors[actual, predicted]
+        if images:
+            share = images / matrix[actual].sum()
+            rows.append((names[actual], names[predicted], images, share))
+    return pd.DataFrame(rows, columns=["actual", "predicted", "images", "share of actual"])
 
 
-def error_weights(recall, least: float = 0.25) -> tuple:
-    """Weights for `TrainConfig.class_weights`: each class in proportion to its error (1 - recall; their mean is 1), or `least`.
+def weights_from_recall(recall: ArrayLike, minimum: float = 0.25) -> tuple[float, ...]:
+    """Class weights for training, `TrainConfig.class_weights`, in proportion to the errors.
 
-    The floor is for classes that happen to have no errors among the images scored: a weight of 0 would drop them.
+    Args:
+        recall: (num_classes,) in [0, 1].
+        minimum: the smallest weight. A class that happens to have no errors among the images scored
+            would be given a weight of 0, and training would ignore it.
+
+    Returns:
+        For each class, its error (1 - recall) divided by the mean error, or `minimum`.
     """
     error = 1 - np.asarray(recall, dtype=float)
-    return tuple(np.maximum(error / error.mean(), least).round(3).tolist())
+    weights = np.maximum(error / error.mean(), minimum)
+    return tuple(weights.round(3).tolist())
 
 
-def logit_shift(predictions: Predictions, weights) -> np.ndarray:
-    """What to add to the logit of each class to make the cross-entropy with these class weights least: (num_classes,), mean 0.
+def fit_logit_shift(predictions: Predictions, weights: Sequence[float]) -> np.ndarray:
+    """Numbers to add to the logits that minimise the cross-entropy with class weights.
 
-    So ten numbers, set after training, pursue what class weights in training pursue, and move no map: what the latter do beyond
-    this is not the threshold. The loss is convex, so there is one answer and nothing to tune. For a calibrated network it is
-    about the logarithm of the weights.
+    They do after training what class weights do in training, as far as that is a matter of moving
+    the threshold between classes. They change no Grad-CAM map. The loss is convex, so there is one
+    solution and nothing to tune. For a calibrated network it is about the logarithm of the weights.
+
+    Args:
+        predictions: of the images to fit on.
+        weights: (num_classes,) class weights of the loss.
+
+    Returns:
+        (num_classes,) float32, mean 0: one number for each class, the same for all images.
     """
-    each = np.asarray(weights)[predictions.labels] / np.sum(np.asarray(weights)[predictions.labels])
-    actual = np.eye(len(predictions.classes))[predictions.labels] * each[:, None]
-    loss = minimize(lambda shift: -(actual * log_softmax(predictions.logits + shift, axis=1)).sum(), np.zeros(actual.shape[1]))
-    return (loss.x - loss.x.mean()).astype(np.float32)
+    logits, labels = _as_tensors(predictions)
+    class_weights = torch.tensor(weights, dtype=torch.float64)
+
+    def loss(shift: np.ndarray) -> float:
+        """Weighted cross-entropy of the shifted logits."""
+        return float(F.cross_entropy(logits + torch.from_numpy(shift), labels, class_weights))
+
+    found = scipy.optimize.minimize(loss, np.zeros(len(predictions.classes)))
+    return (found.x - found.x.mean()).astype(np.float32)
+
+
+def _as_tensors(predictions: Predictions) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits in float64, and labels, as PyTorch's losses take them."""
+    logits = torch.tensor(predictions.logits, dtype=torch.float64)
+    return logits, torch.tensor(predictions.labels, dtype=torch.int64)

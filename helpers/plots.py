@@ -1,94 +1,179 @@
-"""Draw: arrays in, a matplotlib Figure out. Figures stand apart from pyplot: a notebook shows one only where it ends a cell."""
+"""Draw: arrays in, a matplotlib Figure out.
+
+Figures stand apart from pyplot, so a notebook shows one only where it ends a cell.
+"""
 
 import io
 import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
 from IPython.display import HTML
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from helpers.data import project_root, write_file
+from helpers.support.files import project_root, write_atomically
 
-HEAT = "viridis"  # heatmaps: even steps of brightness, safe for the colour-blind
-SIGNED = "RdBu_r"  # signed maps: red for, blue against, white at zero
-COLOURS = sns.color_palette("colorblind")  # ten
-HEAT_LABEL, SIGNED_LABEL = "share of the\nmap's maximum", "evidence\n(logit units)"
+Array: TypeAlias = np.ndarray | torch.Tensor
+Numbers: TypeAlias = Sequence[float] | Array | pd.Series
+
+HEATMAP_COLOURS = "viridis"  # even steps of brightness, safe for the colour-blind
+SIGNED_COLOURS = "RdBu_r"  # signed maps: red is for the class, blue against it, white is zero
+COLOURS = sns.color_palette("colorblind")  # ten, for series
+HEATMAP_LABEL = "share of the\nmap's maximum"
+SIGNED_LABEL = "evidence\n(logit units)"
+LINE_STYLES = ("--", ":", "-.")
+MARKERS = "osD^v"
+MILLISECONDS = 2000  # that an animation shows each frame
+PANEL_SIDE = 2.07  # inches, in `explanation_card`
 
 
-def save(figure: Figure, name: str, dataset_name: str) -> Figure:
-    """Write a figure to `images/` in the project's root, if it was drawn from CIFAR-10, and return it.
+def save_readme_figure(figure: Figure, name: str, dataset_name: str) -> Figure:
+    """Write a figure to `images/` in the project's root, if it was drawn from CIFAR-10.
 
     Where that cannot be written to, a warning says so.
+
+    Args:
+        figure: what to write.
+        name: of the file; its ending says which format.
+        dataset_name: only "cifar10" is written.
+
+    Returns:
+        The figure.
     """
     if dataset_name == "cifar10":
-        _write(name, lambda file: figure.savefig(file, dpi=110, format=name.split(".")[-1]))
+        ending = Path(name).suffix[1:]
+        _write_image(name, lambda file: figure.savefig(file, dpi=110, format=ending))
     return figure
 
 
-def save_animation(figures: list, name: str, dataset_name: str, seconds: float = 2.0) -> Figure:
-    """Write figures of one size to `images/` as a GIF that shows each for so long, as `save` does, and return the last."""
+def save_animation(figures: Sequence[Figure], name: str, dataset_name: str) -> Figure:
+    """Write figures of one size to `images/` as a GIF that repeats, as `save_readme_figure` does.
+
+    Args:
+        figures: the frames.
+        name: of the file.
+        dataset_name: only "cifar10" is written.
+
+    Returns:
+        The last figure.
+    """
     if dataset_name == "cifar10":
-        frames = []
-        for figure in figures:
-            png = io.BytesIO()
-            figure.savefig(png, dpi=80)
-            frames.append(Image.open(png).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE))
-        options = {"save_all": True, "append_images": frames[1:], "duration": 1000 * seconds, "loop": 0}
-        _write(name, lambda file: frames[0].save(file, "GIF", **options))
+        first, *others = [_as_frame(figure) for figure in figures]
+        repeat = partial(first.save, format="GIF", duration=MILLISECONDS, loop=0)  # without end
+        _write_image(name, partial(repeat, save_all=True, append_images=others))
     return figures[-1]
 
 
-def _write(name, write):
+def _as_frame(figure: Figure) -> Image.Image:
+    png = io.BytesIO()
+    figure.savefig(png, dpi=80)
+    return Image.open(png).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+
+
+def _write_image(name: str, write: Callable[[BinaryIO], object]) -> None:
     try:
-        write_file(project_root() / "images" / name, write)
+        write_atomically(project_root() / "images" / name, write)
     except OSError as error:
         warnings.warn(str(error), stacklevel=3)
 
 
-def image_grid(images, titles=None, columns: int = 8, row_labels=None, scale: float = 1.2) -> Figure:
-    """Images (N, 3, H, W) in [0, 1] or (N, H, W, 3) uint8, row by row, each under its title; row_labels on the left."""
+def collapsible_table(table: pd.DataFrame, summary: str = "The numbers") -> HTML:
+    """A table with three decimals, behind a line to click on.
+
+    Args:
+        table: any table.
+        summary: the line to click on.
+    """
+    content = table.to_html(float_format="{:.3f}".format)
+    return HTML(f"<details><summary>{summary}</summary>{content}</details>")
+
+
+def image_grid(
+    images: Array | Sequence[Array],
+    titles: Sequence[str] | None = None,
+    columns: int = 8,
+    row_labels: Sequence[str] | None = None,
+    scale: float = 1.2,
+) -> Figure:
+    """Images row by row, each under its title.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1], or (N, H, W, 3) uint8.
+        titles: one for each image.
+        columns: images in a row.
+        row_labels: one for each row, on its left.
+        scale: side of an image in inches.
+    """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    height = scale * (1 if titles is None else 1 + 0.18 * (1 + max(t.count("\n") for t in titles)))
-    figure = Figure(figsize=(columns * scale + (1 if row_labels else 0), rows * height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        _bare(ax)
-        ax.set_frame_on(False)
-    for i, (ax, image) in enumerate(zip(axes.flat, images)):
+    height = scale
+    if titles is not None:
+        title_lines = 1 + max(title.count("\n") for title in titles)
+        height = scale * (1 + 0.18 * title_lines)
+    figure = _figure(columns * scale + (1 if row_labels else 0), rows * height)
+    axes = _panel_grid(figure, rows, columns, row_labels or ())
+    for ax, image in zip(axes.flat, images):
         ax.imshow(_pixels(image))
-        if titles is not None:
-            ax.set_title(titles[i], fontsize=10)
-    for ax, label in zip(axes[:, 0], row_labels or []):
-        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    for ax, title in zip(axes.flat, titles if titles is not None else ()):
+        ax.set_title(title, fontsize=10)
     return figure
 
 
-def class_counts(counts: dict, classes) -> Figure:
-    """Bars of the number of images of each class; counts: {"training set": (num_classes,), ...}."""
-    figure, ax = _single(8, 3)
+def class_counts(counts: Mapping[str, Numbers], classes: Sequence[str]) -> Figure:
+    """Bars of the number of images of each class, side by side for each set.
+
+    Args:
+        counts: {"training set": (num_classes,), ...}.
+        classes: names.
+    """
+    figure, ax = _single_panel(8, 3)
     width = 0.8 / len(counts)
-    for i, ((name, values), colour) in enumerate(zip(counts.items(), COLOURS)):
-        ax.bar(np.arange(len(classes)) + (i - (len(counts) - 1) / 2) * width, values, width, label=name, color=colour)
+    for i, (name, values) in enumerate(counts.items()):
+        places = np.arange(len(classes)) + (i - (len(counts) - 1) / 2) * width
+        ax.bar(places, values, width, label=name, color=COLOURS[i])
     ax.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
     ax.set(ylabel="images")
     figure.legend(loc="outside upper center", ncols=len(counts))
     return figure
 
 
-def lines(x, series: dict, xlabel: str, ylabel: str, references: dict | None = None, ylim=None) -> Figure:
-    """Curves over x, {label: (n,)}; references: {label: value} as dashed horizontal lines."""
-    figure, ax = _single(6.5 if len(series) <= 4 else 9, 3.8)
+def lines(
+    x: Numbers,
+    series: Mapping[str, Numbers],
+    xlabel: str,
+    ylabel: str,
+    references: Mapping[str, float] | None = None,
+    ylim: tuple[float, float] | None = None,
+) -> Figure:
+    """Curves over x.
+
+    Args:
+        x: (n,).
+        series: {label: (n,)}.
+        xlabel: what x is.
+        ylabel: what the curves are; a single curve of that name needs no legend.
+        references: {label: value}, drawn as dashed horizontal lines.
+        ylim: ends of the vertical axis.
+    """
+    figure, ax = _single_panel(6.5 if len(series) <= 4 else 9, 3.8)
+    references = references or {}
     for (label, values), colour in zip(series.items(), COLOURS):
-        ax.plot(x, values, label=label, color=colour, marker="o" if len(x) <= 60 else None, markersize=4)
-    for (label, value), style in zip((references or {}).items(), ("--", ":", "-.")):
+        marker = "o" if len(x) <= 60 else None
+        ax.plot(x, values, label=label, color=colour, marker=marker, markersize=4)
+    for (label, value), style in zip(references.items(), LINE_STYLES):
         ax.axhline(value, label=label, color="0.35", linestyle=style)
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
     ax.grid(alpha=0.3)
@@ -99,61 +184,34 @@ def lines(x, series: dict, xlabel: str, ylabel: str, references: dict | None = N
     return figure
 
 
-def training_curves(history) -> Figure:
-    """Loss and accuracy, of training and of validation, epoch by epoch; history: a table as `training.fit` returns it."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+def training_curves(history: pd.DataFrame) -> Figure:
+    """Loss and accuracy, of training and of validation, epoch by epoch.
+
+    Args:
+        history: a table as `training.fit` returns it.
+    """
+    figure = _figure(9, 3.4)
     for ax, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
         for part, marker, colour in zip(("train", "validation"), "os", COLOURS):
-            ax.plot(history["epoch"], history[f"{part}_{name}"], marker=marker, markersize=4, label=part, color=colour)
+            values = history[f"{part}_{name}"]
+            ax.plot(history["epoch"], values, f"{marker}-", markersize=4, label=part, color=colour)
         ax.set(xlabel="epoch", ylabel=name, ylim=(0, 1) if name == "accuracy" else None)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.locator_params(axis="x", integer=True)
         ax.grid(alpha=0.3)
     ax.legend()
     return figure
 
 
-def confusion_heatmap(matrix: np.ndarray, classes) -> Figure:
-    """Counts (num_classes, num_classes), row = actual class, as numbers; colour: share of the row, stretched at its low end."""
-    figure, ax = _single(8, 6.6)
-    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    bar = {"label": "share of the actual class", "ticks": [0, 0.01, 0.05, 0.2, 0.5, 1]}
-    labels = {"xticklabels": classes, "yticklabels": classes}
-    norm = PowerNorm(0.4, vmin=0, vmax=1)
-    sns.heatmap(share, ax=ax, annot=matrix, fmt="d", cmap="cividis", norm=norm, square=True, cbar_kws=bar, **labels)
-    ax.set(xlabel="predicted class", ylabel="actual class")
-    ax.tick_params(axis="x", rotation=45)
-    ax.tick_params(axis="y", rotation=0)
-    return figure
+def schedule(history: pd.DataFrame) -> Figure:
+    """The learning rate at the end of each epoch, above the training loss.
 
-
-def feature_maps(rows: dict, image=None, one_scale: bool = False) -> Figure:
-    """Rows of a network's feature maps, {label: (C, h, w)}, below the image (3, H, W) in [0, 1] that they came from, if given.
-
-    Red is positive, blue negative, white zero. A row's colours end at its largest absolute value; with one_scale, at that of all.
+    Args:
+        history: a table as `training.fit` returns it.
     """
-    columns, count = max(len(maps) for maps in rows.values()), len(rows) + (image is not None)
-    figure = Figure(figsize=(1.15 * columns + 2.2, 1.2 * count), layout="constrained")
-    axes = figure.subplots(count, columns, squeeze=False)
-    for ax in axes.flat:
-        _bare(ax)
-        ax.set_frame_on(False)
-    if image is not None:
-        axes[0, 0].imshow(_pixels(image))
-    limits = [float(np.abs(_array(maps)).max()) for maps in rows.values()]
-    for row, maps, limit in zip(axes[count - len(rows) :], rows.values(), limits):
-        limit = max(limits) if one_scale else limit
-        for ax, values in zip(row, _array(maps)):
-            ax.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit)
-    for ax, label in zip(axes[:, 0], [*(["image"] if image is not None else []), *rows]):
-        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
-    return figure
-
-
-def schedule(history) -> Figure:
-    """The learning rate at the end of each epoch, above the training loss; history: a table as `training.fit` returns it."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = _figure(8, 5)
     panels = {"learning_rate": "learning rate", "train_loss": "training loss"}
-    for ax, (column, ylabel), colour in zip(figure.subplots(2, 1, sharex=True), panels.items(), COLOURS):
+    axes = figure.subplots(2, 1, sharex=True)
+    for ax, (column, ylabel), colour in zip(axes, panels.items(), COLOURS):
         ax.plot(history["epoch"], history[column], marker="o", markersize=4, color=colour)
         ax.set(ylabel=ylabel, ylim=(0, None))
         ax.grid(alpha=0.3)
@@ -161,9 +219,40 @@ def schedule(history) -> Figure:
     return figure
 
 
+def confusion_heatmap(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+    """A confusion matrix: counts as numbers, shares of the row as colours.
+
+    Args:
+        matrix: counts (num_classes, num_classes), row = actual class.
+        classes: names.
+    """
+    figure, ax = _single_panel(8, 6.6)
+    sns.heatmap(
+        matrix / np.maximum(matrix.sum(1, keepdims=True), 1),
+        ax=ax,
+        annot=matrix,
+        fmt="d",
+        cmap="cividis",
+        norm=PowerNorm(0.4, vmin=0, vmax=1),  # tells small shares apart
+        square=True,
+        cbar_kws={"label": "share of the actual class", "ticks": [0, 0.01, 0.05, 0.2, 0.5, 1]},
+        xticklabels=classes,
+        yticklabels=classes,
+    )
+    ax.set(xlabel="predicted class", ylabel="actual class")
+    ax.tick_params(axis="x", rotation=45)
+    ax.tick_params(axis="y", rotation=0)
+    return figure
+
+
 def one_number(accuracy: float, misses: pd.Series) -> Figure:
-    """An accuracy in large figures beside a bar for each class: the share of its images that are missed, in [0, 1], by class."""
-    figure = Figure(figsize=(10, 0.9 + 0.32 * len(misses)), layout="constrained")
+    """An accuracy in large figures, beside a bar for each class.
+
+    Args:
+        accuracy: over all classes, in [0, 1].
+        misses: by class, the share of its images that are missed, in [0, 1].
+    """
+    figure = _figure(10, 0.9 + 0.32 * len(misses))
     number, bars = figure.subplots(1, 2, width_ratios=[2, 3])
     number.axis("off")
     number.text(0.5, 0.5, f"{accuracy:.2%}", fontsize=44, ha="center", va="center")
@@ -177,229 +266,416 @@ def one_number(accuracy: float, misses: pd.Series) -> Figure:
     return figure
 
 
-def reliability(table) -> Figure:
-    """How often a network is right over how sure it is: a dot with its interval for each row of a table by `calibration`."""
-    figure, ax = _single(6, 4.6)
-    ends = [table["accuracy"] - table["from"], table["to"] - table["accuracy"]]
+def histogram(
+    groups: Mapping[str, np.ndarray],
+    xlabel: str,
+    bins: int = 30,
+    range: tuple[float, float] | None = None,
+) -> Figure:
+    """Outlined histograms, each scaled to its own group.
+
+    Args:
+        groups: {label: (n,)}; NaN is left out.
+        xlabel: what the numbers are.
+        bins: how many.
+        range: ends of the first and the last bin.
+    """
+    figure, ax = _single_panel(7, 3.5)
+    for (label, values), colour in zip(groups.items(), COLOURS):
+        values = np.asarray(values)[~np.isnan(values)]
+        shares = np.full(len(values), 1 / max(len(values), 1))
+        draw = partial(ax.hist, values, bins, range=range, weights=shares, color=colour)
+        draw(histtype="stepfilled", alpha=0.25)
+        draw(histtype="step", linewidth=1.8, label=label)
+    ax.set(xlabel=xlabel, ylabel="share of the group")
+    ax.legend()
+    return figure
+
+
+def reliability(table: pd.DataFrame) -> Figure:
+    """How often a network is right over how sure it is: a dot with its interval for each group.
+
+    Args:
+        table: as `evaluation.calibration` returns it.
+    """
+    figure, ax = _single_panel(6, 4.6)
     ax.plot([0, 1], [0, 1], color="0.35", linestyle="--", label="as often right as it is sure")
-    ax.errorbar(table["confidence"], table["accuracy"], yerr=ends, fmt="o-", color=COLOURS[0], linewidth=2, label="the network")
-    ax.set(xlabel="mean confidence of the group", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    style = {"fmt": "o-", "color": COLOURS[0], "label": "the network"}
+    _error_bars(ax, table, "accuracy", table["confidence"], upright=True, **style)
+    ax.set(xlabel="mean confidence of the group", ylabel="share that is right")
+    ax.set(xlim=(0, 1), ylim=(0, 1.02))
     ax.grid(alpha=0.3)
     ax.legend(loc="upper left")
     return figure
 
 
-def histogram(groups: dict, xlabel: str, bins=30, range=None, ylabel: str = "share of the group", reference=None) -> Figure:
-    """Outlined histograms of {label: (n,)}, each scaled to its own group; reference: (label, x) as a dashed line."""
-    figure, ax = _single(7, 3.5)
-    for (label, values), colour in zip(groups.items(), COLOURS):
-        values = np.asarray(values)[~np.isnan(values)]
-        weights = np.full(len(values), 1 / max(len(values), 1))
-        ax.hist(values, bins, range=range, weights=weights, histtype="stepfilled", alpha=0.25, color=colour)
-        ax.hist(values, bins, range=range, weights=weights, histtype="step", linewidth=1.8, color=colour, label=label)
-    if reference:
-        ax.axvline(reference[1], color="0.3", linestyle="--", label=reference[0])
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.legend()
-    return figure
+def intervals(panels: Mapping[str, pd.DataFrame]) -> Figure:
+    """Means as dots with their intervals as bars, a panel for each table, side by side.
 
+    The dashed line is at zero.
 
-def intervals(panels: dict) -> Figure:
-    """Means as dots with a bar from the low to the high end of their interval, a panel for each table, side by side.
-
-    panels: {x label: table}, the tables of the same lines: their columns are mean, from and to, their index holds the lines, or
-    (line, mark). Each mark has a colour and a shape of its own; the dashed line is at zero.
+    Args:
+        panels: {x label: table} with the columns mean, from and to. The index holds the names of
+            the lines, or pairs (line, mark); each mark has a colour and a shape of its own.
     """
-    panels = {label: table if table.index.nlevels > 1 else pd.concat({"": table}).swaplevel() for label, table in panels.items()}
-    lines = list(dict.fromkeys(line for table in panels.values() for line, _ in table.index))
-    figure = Figure(figsize=(11 if len(panels) > 1 else 8.5, 1.1 + 0.5 * len(lines)), layout="constrained")
-    marked = {}
-    for ax, (xlabel, table) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
-        marks = list(dict.fromkeys(mark for _, mark in table.index))
-        for i, mark in enumerate(marks):
-            rows = table.xs(mark, level=1)
-            y = [lines.index(line) + 0.11 * (2 * i + 1 - len(marks)) for line in rows.index]
-            number = list(marked).index(mark) if mark in marked else len(marked)
-            ends = [rows["mean"] - rows["from"], rows["to"] - rows["mean"]]
-            style = {"color": COLOURS[number], "markerfacecolor": "white" if number % 2 else None, "linewidth": 2}
-            marked[mark] = ax.errorbar(rows["mean"], y, xerr=ends, fmt="osD^v"[number % 5], label=mark, **style)
+    tables = {label: _with_marks(table) for label, table in panels.items()}
+    index = pd.concat(tables).index
+    names, marks = list(index.unique(level=1)), list(index.unique(level=2))
+    figure = _figure(11 if len(panels) > 1 else 8.5, 1.1 + 0.5 * len(names))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    drawn: dict[str, Any] = {}
+    for ax, (xlabel, table) in zip(axes, tables.items()):
+        drawn |= _marked_intervals(ax, table, names, marks)
         ax.axvline(0, color="0.35", linestyle="--", linewidth=1)
-        ax.set(xlabel=xlabel, yticks=range(len(lines)), yticklabels=lines, ylim=(len(lines) - 0.5, -0.5))
+        ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
+        ax.set_yticks(range(len(names)), names)
         ax.grid(axis="x", alpha=0.3)
-    if len(marked) > 1:
-        figure.legend(marked.values(), marked, loc="outside upper center", ncols=len(marked))
+    if len(marks) > 1:
+        figure.legend(drawn.values(), drawn, loc="outside upper center", ncols=len(marks))
     return figure
 
 
-def contrast(found: dict, xlabel: str) -> Figure:
-    """Same image against other image, and their difference: {line: table as `explanation.same_minus_other` returns it}."""
+def _with_marks(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose index holds pairs (line, mark); the mark is empty where there was none."""
+    return table if table.index.nlevels > 1 else pd.concat({"": table}).swaplevel()
+
+
+def _marked_intervals(
+    ax: Axes, table: pd.DataFrame, names: list[str], marks: list[str]
+) -> dict[str, Any]:
+    """The dots and bars of one panel, the marks of a line a little above each other."""
+    here = list(table.index.unique(level=1))
+    drawn = {}
+    for i, mark in enumerate(here):
+        rows = table.xs(mark, level=1)
+        offset = 0.11 * (2 * i + 1 - len(here))
+        heights = [names.index(line) + offset for line in rows.index]
+        number = marks.index(mark)
+        style = {
+            "fmt": MARKERS[number % len(MARKERS)],
+            "color": COLOURS[number],
+            "markerfacecolor": "white" if number % 2 else None,
+        }
+        drawn[mark] = _error_bars(ax, rows, "mean", heights, label=mark, **style)
+    return drawn
+
+
+def contrast(found: Mapping[str, pd.DataFrame], xlabel: str) -> Figure:
+    """Same image against other image, and beside them their difference.
+
+    Args:
+        found: {line: table as `similarity.same_minus_other` returns it}.
+        xlabel: what is compared.
+    """
     table = pd.concat(found)
-    sides, gap = table.drop("difference", level=1), table.drop(["same", "other"], level=1)
-    return intervals({xlabel: sides.rename({"same": "same image", "other": "another image"}, level=1), "same minus other": gap})
+    sides = table.drop("difference", level=1)
+    sides = sides.rename({"same": "same image", "other": "another image"}, level=1)
+    gap = table.drop(["same", "other"], level=1)
+    return intervals({xlabel: sides, "same minus other": gap})
 
 
-def folded(table: pd.DataFrame, summary: str = "The numbers") -> HTML:
-    """A table with three decimals, behind a line to click on."""
-    return HTML(f"<details><summary>{summary}</summary>{table.to_html(float_format='{:.3f}'.format)}</details>")
+def feature_maps(
+    rows: Mapping[str, Array], image: Array | None = None, one_scale: bool = False
+) -> Figure:
+    """Rows of a network's feature maps: red is positive, blue negative, white zero.
+
+    Args:
+        rows: {label: (C, h, w)}.
+        image: (3, H, W) in [0, 1], drawn above them.
+        one_scale: end the colours of all rows at the largest absolute value of all; else those of
+            each row at its own.
+    """
+    columns = max(len(maps) for maps in rows.values())
+    labels = [*([] if image is None else ["image"]), *rows]
+    figure = _figure(1.15 * columns + 2.2, 1.2 * len(labels))
+    axes = _panel_grid(figure, len(labels), columns, labels)
+    if image is not None:
+        axes[0, 0].imshow(_pixels(image))
+    limits = [_limit(maps) for maps in rows.values()]
+    if one_scale:
+        limits = [max(limits)] * len(limits)
+    for row, maps, limit in zip(axes[-len(rows) :], rows.values(), limits):
+        for ax, values in zip(row, maps):
+            _draw_signed(ax, values, limit)
+    return figure
 
 
-def heatmaps(maps, titles, columns: int = 10) -> Figure:
-    """Heatmaps (N, H, W) in [0, 1] without their images, row by row, each under its title."""
-    columns = min(columns, len(maps))
+def heatmaps(maps: Array, titles: Sequence[str]) -> Figure:
+    """Heatmaps without their images, ten in a row, each under its title.
+
+    Args:
+        maps: (N, H, W) in [0, 1].
+        titles: one for each map.
+    """
+    columns = min(10, len(maps))
     rows = -(-len(maps) // columns)
-    figure = Figure(figsize=(max(1.3 * columns, 3), (3 if len(maps) == 1 else 1.5) * rows), layout="constrained")
-    for ax in figure.subplots(rows, columns, squeeze=False).flat:
-        _bare(ax)
-        ax.set_frame_on(False)
-    for ax, heat, title in zip(figure.axes, maps, titles):
-        ax.imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1)
+    figure = _figure(max(1.3 * columns, 3), (3 if len(maps) == 1 else 1.5) * rows)
+    axes = _panel_grid(figure, rows, columns)
+    for ax, heat, title in zip(axes.flat, maps, titles):
+        ax.imshow(_array(heat), cmap=HEATMAP_COLOURS, vmin=0, vmax=1)
         ax.set_title(title, fontsize=10)
     return figure
 
 
-def explanations(images, titles, overlays=None, signed=None, scale: float = 1.25) -> Figure:
+def heatmap_rows(
+    images: Array,
+    titles: Sequence[str],
+    overlays: Mapping[str, Array] | None = None,
+    signed: Mapping[str, Array] | None = None,
+) -> Figure:
     """A row of images and, below each, its maps: one row for every entry.
 
-    images: (N, 3, H, W) in [0, 1].  overlays: {label: heatmaps (N, H, W) in [0, 1]}, drawn over the images in grey.
-    signed: {label: raw maps (N, h, w)}, drawn cell by cell on one scale from minus to plus the largest absolute value of all.
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        titles: one for each image.
+        overlays: {label: heatmaps (N, H, W) in [0, 1]}, drawn over the images in grey.
+        signed: {label: raw maps (N, h, w)}, drawn cell by cell on one scale, from minus to plus the
+            largest absolute value of all.
     """
     overlays, signed = overlays or {}, signed or {}
-    rows, columns = 1 + len(overlays) + len(signed), len(images)
-    figure = Figure(figsize=(scale * columns + 2.2, scale * rows + 0.4), layout="constrained")
-    grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1] * columns + [0.12])
-    axes = np.array([[figure.add_subplot(grid[r, c]) for c in range(columns)] for r in range(rows)])
-    for ax, label in zip(axes[:, 0], ["image", *overlays, *signed]):
-        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    labels = ["image", *overlays, *signed]
+    columns = len(images)
+    figure = _figure(1.25 * columns + 2.2, 1.25 * len(labels) + 0.4)
+    axes = _panel_grid(figure, len(labels), columns, labels, framed=True, bar_column=True)
+    overlay_axes, signed_axes = axes[1 : 1 + len(overlays)], axes[1 + len(overlays) :]
     for ax, image, title in zip(axes[0], images, titles):
-        _panel(ax, title, 9.5).imshow(_pixels(image))
-    for row, maps in zip(axes[1:], overlays.values()):
+        ax.imshow(_pixels(image))
+        ax.set_title(title, fontsize=9.5)
+    for row, maps in zip(overlay_axes, overlays.values()):
         for ax, image, heat in zip(row, images, maps):
-            shown = _overlay(_panel(ax), image, heat)
+            shown = _draw_overlay(ax, image, heat)
     if overlays:
-        figure.colorbar(shown, cax=figure.add_subplot(grid[1 : 1 + len(overlays), -1]), label=HEAT_LABEL)
-    limit = max((_limit(cells) for maps in signed.values() for cells in maps), default=1)
-    for row, maps in zip(axes[1 + len(overlays) :], signed.values()):
-        for ax, cells in zip(row, maps):
-            shown = _signed(_panel(ax), cells, limit)
+        _bar_beside(overlay_axes, shown, HEATMAP_LABEL)
+    limit = max((_limit(maps) for maps in signed.values()), default=1)
+    for row, maps in zip(signed_axes, signed.values()):
+        for ax, cells_of_map in zip(row, maps):
+            shown = _draw_signed(ax, cells_of_map, limit)
     if signed:
-        figure.colorbar(shown, cax=figure.add_subplot(grid[1 + len(overlays) :, -1]), label=SIGNED_LABEL)
+        _bar_beside(signed_axes, shown, SIGNED_LABEL)
     return figure
 
 
-def gradcam_steps(image, channels, weights, raw, heat) -> Figure:
-    """Grad-CAM as one row: the image, some channels under their weights, the weighted sum of all channels, its ReLU, enlarged.
+def gradcam_steps(
+    image: Array, channels: Mapping[str, Array], weights: Numbers, raw: Array, heat: Array
+) -> Figure:
+    """Grad-CAM as one row: image, weighted channels, their sum, its ReLU, enlarged.
 
-    image: (3, H, W) in [0, 1].  channels: {name: activations (h, w)}, each drawn on a scale of its own.  weights: as many.
-    raw: the weighted sum of all channels, (h, w).  heat: (H, W) in [0, 1].
+    Args:
+        image: (3, H, W) in [0, 1].
+        channels: {name: activations (h, w)} of some channels, each drawn on a scale of its own.
+        weights: one for each of these channels.
+        raw: the weighted sum of all channels, (h, w).
+        heat: the heatmap, (H, W) in [0, 1].
     """
-    figure = Figure(figsize=(1.65 * (len(channels) + 4), 2.5), layout="constrained")
-    axes = figure.subplots(1, len(channels) + 4)
-    _panel(axes[0], "the image").imshow(_pixels(image))
-    for ax, (name, cells), weight in zip(axes[1:], channels.items(), weights):
-        _signed(_panel(ax, f"{name}\n× {weight:+.3f}"), cells, _limit(cells))
+    columns = len(channels) + 4
+    figure = _figure(1.65 * columns, 2.5)
+    axes = _panel_grid(figure, 1, columns, framed=True)[0]
+    titles = [f"{name}\n× {weight:+.3f}" for name, weight in zip(channels, weights)]
+    last_titles = ["+ … all channels\n= raw map", "ReLU", "enlarged,\n÷ its maximum"]
+    for ax, title in zip(axes, ["the image", *titles, *last_titles]):
+        ax.set_title(title, fontsize=11)
     axes[1].set_ylabel("channels that\ncontribute most", fontsize=10)
-    _signed(_panel(axes[-3], "+ … all channels\n= raw map"), raw, _limit(raw))
-    _signed(_panel(axes[-2], "ReLU"), _array(raw).clip(0), _limit(raw))
-    _overlay(_panel(axes[-1], "enlarged,\n÷ its maximum"), image, heat)
+
+    axes[0].imshow(_pixels(image))
+    for ax, activations in zip(axes[1:], channels.values()):
+        _draw_signed(ax, activations, _limit(activations))
+    _draw_signed(axes[-3], raw, _limit(raw))
+    _draw_signed(axes[-2], _array(raw).clip(0), _limit(raw))
+    _draw_overlay(axes[-1], image, heat)
     return figure
 
 
-def explanation(image, title, probabilities, classes, labels, maps: dict, strength=0.6, photo=None) -> Figure:
-    """One image, its probabilities, and row by row the maps of two classes and their difference. Drawn without a layout engine,
-    for speed.
+def explanation_card(
+    image: Array,
+    title: str,
+    probabilities: Numbers,
+    classes: Sequence[str],
+    labels: Sequence[str],
+    maps: Mapping[str, tuple[Array, Array]],
+    photo: Image.Image | None = None,
+) -> Figure:
+    """One image, its probabilities, and row by row the maps of two classes and their difference.
 
-    image: (3, H, W) in [0, 1].  probabilities: (num_classes,).  labels: the names of the two classes.
-    maps: {row label: (raw, heatmaps)}: the raw maps of both classes and their difference, (3, h, w), drawn cell by cell on one
-    scale for the row; and heatmaps (2, H, W) in [0, 1] to draw over the image in place of the first two, or None.
-    strength: opacity of the heatmaps.  photo: what the image was cropped and shrunk from.
+    Drawn without a layout engine, for speed.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        title: of the image.
+        probabilities: (num_classes,).
+        classes: names.
+        labels: the names of the two classes.
+        maps: {row label: (raw, heatmaps)}. raw: the maps of both classes and their difference,
+            (3, h, w). heatmaps: (2, H, W) in [0, 1], drawn over the image; the difference is drawn
+            cell by cell, on a scale that fits all three raw maps.
+        photo: what the image was cropped and shrunk from.
     """
-    wider = 0 if photo is None else 2.4  # inches
-    width, height = 12.8 + wider, 0.45 + 2.5 * len(maps)
-    figure = Figure(figsize=(width, height))
-
-    def place(left, top, width_=2.07, height_=2.07):  # inches, from the left and from the upper edge
-        return figure.add_axes([(left + wider) / width, 1 - (top + height_) / height, width_ / width, height_ / height])
-
-    middle = (height - 2.07) / 2 + 0.1
-    _panel(place(0.05, middle), title).imshow(_pixels(image))
-    _probability_bars(place(3.04, middle), probabilities, classes, labels)
-    for row, (name, (raw, heat)) in enumerate(maps.items()):
-        axes = [place(left, 0.35 + 2.5 * row) for left in (5.5, 7.6, 9.7)]
-        for i, (ax, label) in enumerate(zip(axes, (*labels, f"{labels[0]} - {labels[1]}"))):
-            if heat is not None and i < 2:
-                _overlay(_panel(ax, label), image, heat[i], strength)
-            else:
-                shown = _signed(_panel(ax, label), raw[i], _limit(raw))
-        axes[0].set_ylabel(name, fontsize=11)
-        figure.colorbar(shown, cax=place(11.87, 0.35 + 2.5 * row, 0.1), label=SIGNED_LABEL.replace("\n", " "))
+    left = 0 if photo is None else 2.4  # inches
+    figure = Figure(figsize=(12.8 + left, 0.45 + 2.5 * len(maps)))
+    middle = (figure.get_figheight() - PANEL_SIDE) / 2 + 0.1
     if photo is not None:
-        ax = _panel(place(0.05 - wider, middle, 2.2), "photo")
-        ax.imshow(photo)
-        side = min(photo.size)
-        corner = [(length - side) / 2 - 0.5 for length in photo.size]
-        ax.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linestyle="--"))
+        _draw_crop(_place(figure, 0.05, middle, 2.2), photo)
+    _titled(_place(figure, left + 0.05, middle), title).imshow(_pixels(image))
+    _probability_bars(_place(figure, left + 3.04, middle), probabilities, classes, labels)
+
+    titles = (*labels, f"{labels[0]} - {labels[1]}")
+    for row, (name, (raw, heat)) in enumerate(maps.items()):
+        top = 0.35 + 2.5 * row
+        axes = [_place(figure, left + start, top) for start in (5.5, 7.6, 9.7)]
+        axes[0].set_ylabel(name, fontsize=11)
+        for ax, panel_title in zip(axes, titles):
+            _titled(ax, panel_title)
+        for ax, of_class in zip(axes, heat):
+            _draw_overlay(ax, image, of_class)
+        shown = _draw_signed(axes[2], raw[2], _limit(raw))
+        bar = _place(figure, left + 11.87, top, width=0.1)
+        figure.colorbar(shown, cax=bar, label=SIGNED_LABEL.replace("\n", " "))
     return figure
 
 
-def _probability_bars(ax, probabilities, classes, marked):
-    ax.barh(range(len(classes)), probabilities, color=[COLOURS[1 if name in marked else 0] for name in classes])
-    _panel(ax, "probability").set(xlim=(0, 1), xticks=[0, 0.5, 1])
+def _place(figure: Figure, left: float, top: float, width: float = PANEL_SIDE) -> Axes:
+    """Axes as high as a panel, in inches from the figure's left and upper edge."""
+    total_width, total_height = figure.get_size_inches()
+    bottom = 1 - (top + PANEL_SIDE) / total_height
+    size = (width / total_width, PANEL_SIDE / total_height)
+    return figure.add_axes((left / total_width, bottom, *size))
+
+
+def _draw_crop(ax: Axes, photo: Image.Image) -> None:
+    """A photo, with a dashed frame around its central square."""
+    _titled(ax, "photo").imshow(photo)
+    side = min(photo.size)
+    left, top = [(length - side) / 2 - 0.5 for length in photo.size]
+    style: dict[str, Any] = {"fill": False, "edgecolor": "white", "linestyle": "--"}
+    ax.add_patch(Rectangle((left, top), side, side, **style))
+
+
+def _probability_bars(
+    ax: Axes, probabilities: Numbers, classes: Sequence[str], marked: Sequence[str]
+) -> None:
+    colours = [COLOURS[1 if name in marked else 0] for name in classes]
+    ax.barh(range(len(classes)), _array(probabilities), color=colours)
+    _titled(ax, "probability").set(xlim=(0, 1), xticks=[0, 0.5, 1])
     ax.set_yticks(range(len(classes)), classes, fontsize=9)
     ax.invert_yaxis()
 
 
-def cells(image, values, title: str, heat=None) -> Figure:
-    """One image (3, H, W), its heatmap (H, W) in [0, 1] if there is one, and its raw map (h, w) with every cell's number."""
-    figure = Figure(figsize=(7.5 if heat is None else 10.5, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2 if heat is None else 3)
-    _panel(axes[0], "image").imshow(_pixels(image))
-    if heat is not None:
-        figure.colorbar(_overlay(_panel(axes[1], "heatmap"), image, heat), ax=axes[1], label=HEAT_LABEL)
-    limit, bar = _limit(values), {"label": SIGNED_LABEL}
-    sns.heatmap(
-        _array(values), ax=axes[-1], annot=True, fmt=".2f", cmap=SIGNED, vmin=-limit, vmax=limit, square=True, cbar_kws=bar
-    )
-    _panel(axes[-1], title)
+def cells(image: Array, values: Array, title: str) -> Figure:
+    """One image, and beside it its raw map with the number of every cell.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        values: the raw map, (h, w).
+        title: of the raw map.
+    """
+    figure = _figure(7.5, 3.4)
+    left, right = figure.subplots(1, 2)
+    _titled(left, "image").imshow(_pixels(image))
+    scale = {"cmap": SIGNED_COLOURS, "vmin": -_limit(values), "vmax": _limit(values)}
+    bar = {"label": SIGNED_LABEL}
+    numbers = _array(values)
+    sns.heatmap(numbers, ax=right, annot=True, fmt=".2f", square=True, cbar_kws=bar, **scale)
+    _titled(right, title)
     return figure
 
 
-def _panel(ax, title: str = "", size: float = 11):
+# What the figures above are made of
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _single_panel(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = _figure(width, height)
+    return figure, figure.subplots()
+
+
+def _panel_grid(
+    figure: Figure,
+    rows: int,
+    columns: int,
+    row_labels: Iterable[str] = (),
+    framed: bool = False,
+    bar_column: bool = False,
+) -> np.ndarray:
+    """Rows of panels for pictures, without ticks; each row's label stands on its left.
+
+    Args:
+        figure: empty.
+        rows: how many.
+        columns: how many.
+        row_labels: from the top.
+        framed: draw a line around each panel.
+        bar_column: leave room for colour bars on the right (see `_bar_beside`).
+
+    Returns:
+        Axes, (rows, columns).
+    """
+    widths = [1.0] * columns + ([0.12] if bar_column else [])
+    grid = figure.add_gridspec(rows, len(widths), width_ratios=widths)
+    axes = np.empty((rows, columns), dtype=object)
+    for row, column in np.ndindex(rows, columns):
+        ax = figure.add_subplot(grid[row, column], frame_on=framed)
+        ax.set(xticks=[], yticks=[])
+        axes[row, column] = ax
+    for ax, label in zip(axes[:, 0], row_labels):
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+    return axes
+
+
+def _bar_beside(axes: np.ndarray, shown: AxesImage, label: str) -> None:
+    """A colour bar as high as these rows (rows, columns) of `_panel_grid`."""
+    top, bottom = axes[0, 0].get_subplotspec(), axes[-1, 0].get_subplotspec()
+    rows = slice(top.rowspan.start, bottom.rowspan.stop)
+    figure = axes[0, 0].figure
+    bar = figure.add_subplot(top.get_gridspec()[rows, -1])
+    figure.colorbar(shown, cax=bar, label=label)
+
+
+def _error_bars(
+    ax: Axes, table: pd.DataFrame, column: str, places: Numbers, upright: bool = False, **style: Any
+) -> ErrorbarContainer:
+    """Dots at a column of a table, each with a bar from its column `from` to its column `to`."""
+    values = table[column]
+    lengths = [values - table["from"], table["to"] - values]
+    if upright:
+        return ax.errorbar(places, values, yerr=lengths, linewidth=2, **style)
+    return ax.errorbar(values, places, xerr=lengths, linewidth=2, **style)
+
+
+def _titled(ax: Axes, title: str) -> Axes:
     """A panel for a picture: without ticks, under its title."""
-    _bare(ax)
-    ax.set_title(title, fontsize=size)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, fontsize=11)
     return ax
 
 
-def _overlay(ax, image, heat, strength: float = 0.6):
+def _draw_overlay(ax: Axes, image: Array, heat: Array) -> AxesImage:
     """A heatmap (H, W) in [0, 1] over its image in grey."""
     ax.imshow(_pixels(image).mean(-1), cmap="gray", vmin=0, vmax=1)
-    return ax.imshow(_array(heat), cmap=HEAT, vmin=0, vmax=1, alpha=strength)
+    return ax.imshow(_array(heat), cmap=HEATMAP_COLOURS, vmin=0, vmax=1, alpha=0.6)
 
 
-def _signed(ax, values, limit: float):
+def _draw_signed(ax: Axes, values: Array, limit: float) -> AxesImage:
     """A raw map (h, w) cell by cell, white at zero."""
-    return ax.imshow(_array(values), cmap=SIGNED, vmin=-limit, vmax=limit)
+    return ax.imshow(_array(values), cmap=SIGNED_COLOURS, vmin=-limit, vmax=limit)
 
 
-def _limit(values) -> float:
+def _limit(values: Array) -> float:
     """The largest absolute value, or 1 where all are zero."""
     return float(np.abs(_array(values)).max()) or 1.0
 
 
-def _single(width, height):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+def _array(values: Numbers) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        return values.detach().float().cpu().numpy()
+    return np.asarray(values)
 
 
-def _bare(ax):
-    ax.set_xticks([])
-    ax.set_yticks([])
-
-
-def _array(values) -> np.ndarray:
-    return values.detach().float().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-
-
-def _pixels(image) -> np.ndarray:
-    image = _array(image)
-    return image if image.dtype == np.uint8 else np.clip(np.moveaxis(image, 0, -1), 0, 1)
+def _pixels(image: Array) -> np.ndarray:
+    """An image as (H, W, 3): floats in [0, 1], or uint8 as it is."""
+    pixels = _array(image)
+    if pixels.dtype == np.uint8:
+        return pixels
+    return np.clip(np.moveaxis(pixels, 0, -1), 0, 1)

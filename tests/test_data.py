@@ -21,14 +21,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from joblib import Parallel, delayed
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from helpers import data
-from helpers.augmentation import augmentation_steps, compose
-from helpers.data import CLASSES, MEAN, STD, Dataset, channel_statistics, load_dataset, make_loader, project_root, seed_transform
+from helpers.data import (
+    CLASSES,
+    MEAN,
+    STD,
+    Dataset,
+    channel_statistics,
+    load_dataset,
+    make_loader,
+    project_root,
+)
 from helpers.data import split as split_off
+from helpers.support import downloads, files, image_folder
 
 
 def save(path, image, **options):
@@ -67,22 +74,36 @@ SHARP = {"quality": 95, "subsampling": 0}  # of a JPEG: colours do not run into 
 RAMP = np.arange(1024, dtype=np.uint16).reshape(32, 32)
 COLOURS = np.stack([RAMP // 4, RAMP % 256, 255 - RAMP // 4], axis=-1).astype(np.uint8)
 GREYS = np.repeat(COLOURS[..., :1], 3, axis=-1)
-HALVES = np.repeat([[[250, 10, 10]], [[10, 10, 250]]], 16, axis=0).repeat(32, axis=1).astype(np.uint8)  # red above blue
-WIDE = np.concatenate([np.full((64, 20, 3), 255, np.uint8), COLOURS.repeat(2, 0).repeat(2, 1), grey(255)[:, :20].repeat(2, 0)], 1)
+RED_AND_BLUE = np.array([[[250, 10, 10]], [[10, 10, 250]]], np.uint8)
+HALVES = RED_AND_BLUE.repeat(16, axis=0).repeat(32, axis=1)  # red above blue
+WIDE = np.concatenate(
+    [
+        np.full((64, 20, 3), 255, np.uint8),
+        COLOURS.repeat(2, 0).repeat(2, 1),
+        grey(255)[:, :20].repeat(2, 0),
+    ],
+    1,
+)
 
 
 @pytest.mark.parametrize(
     "file, image, expected, tolerance",
     [
         ("rgb.png", Image.fromarray(COLOURS), COLOURS, 0),
-        ("rgba.png", Image.fromarray(np.dstack([COLOURS, np.full((32, 32), 255, np.uint8)])), COLOURS, 0),
+        (
+            "rgba.png",
+            Image.fromarray(np.dstack([COLOURS, np.full((32, 32), 255, np.uint8)])),
+            COLOURS,
+            0,
+        ),
         ("grey.png", Image.fromarray(COLOURS[..., 0]), GREYS, 0),
         ("grey16.png", Image.fromarray(RAMP * 64), GREYS, 1),
         ("palette.png", Image.fromarray(HALVES).quantize(4), HALVES, 0),
         ("photo.jpg", Image.fromarray(HALVES), HALVES, 6),
         ("grey.JPG", Image.fromarray(GREYS[..., 0]), GREYS, 6),
         ("small.png", Image.fromarray(grey(70)[:5, :9]), grey(70), 0),
-        ("wide.png", Image.fromarray(WIDE), COLOURS, 40),  # its white margins are cut off; bicubic rings at the ramp's jumps
+        # Its white margins are cut off; bicubic rings at the ramp's jumps.
+        ("wide.png", Image.fromarray(WIDE), COLOURS, 40),
     ],
 )
 def test_any_image_becomes_32_pixels_of_rgb(folder, file, image, expected, tolerance):
@@ -106,12 +127,29 @@ def test_photographs_are_turned_upright_as_their_exif_asks(folder):
         (lambda f: shutil.rmtree(f / "test"), FileNotFoundError, "test"),
         (lambda f: shutil.rmtree(f / "test" / "dog"), ValueError, "'dog'"),
         (lambda f: [(f / part / "owl").mkdir() for part in ("train", "test")], ValueError, "owl"),
-        (lambda f: [shutil.rmtree(f / part / "dog") for part in ("train", "test")], ValueError, "'cat'"),
-        (lambda f: [shutil.rmtree(f / "test" / name) for name in ("cat", "dog")], ValueError, "test"),
+        (
+            lambda f: [shutil.rmtree(f / part / "dog") for part in ("train", "test")],
+            ValueError,
+            "'cat'",
+        ),
+        (
+            lambda f: [shutil.rmtree(f / "test" / name) for name in ("cat", "dog")],
+            ValueError,
+            "test",
+        ),
         (lambda f: (f / "test" / "cat" / "3.png").write_bytes(b"no image"), ValueError, "3.png"),
         (lambda f: os.truncate(f / "test" / "cat" / "3.png", 60), ValueError, "3.png"),
     ],
-    ids=["folder", "split", "class of one split", "empty class", "one class", "no class", "unreadable", "truncated"],
+    ids=[
+        "folder",
+        "split",
+        "class of one split",
+        "empty class",
+        "one class",
+        "no class",
+        "unreadable",
+        "truncated",
+    ],
 )
 def test_malformed_folder_is_one_line_that_names_the_offender(folder, spoil, error, offender):
     spoil(folder)
@@ -131,7 +169,11 @@ def test_hidden_folders_are_neither_classes_nor_images(folder, place, name):
     shutil.copytree(folder / "test" / "cat", folder / place / name / "cat")
     add(folder / place / "._0.png", b"what macOS keeps about a file, no image")
     pair = load_dataset(folder)
-    assert (levels(pair.train), levels(pair.test), pair.classes) == ([0, 1, 2, 3], [100, 101, 102, 103], ("cat", "dog"))
+    assert (levels(pair.train), levels(pair.test), pair.classes) == (
+        [0, 1, 2, 3],
+        [100, 101, 102, 103],
+        ("cat", "dog"),
+    )
 
 
 def link(path, target):
@@ -158,10 +200,14 @@ def link(path, target):
 )
 def test_link_that_loses_or_multiplies_images_is_named(folder, path, target):
     link(folder / path, target)
-    with pytest.raises(ValueError, match="is a link to a folder that is read anyway|is a link that leads nowhere") as caught:
+    with pytest.raises(
+        ValueError, match="is a link to a folder that is read anyway|is a link that leads nowhere"
+    ) as caught:
         load_dataset(folder)
     assert len(str(caught.value).splitlines()) == 1
-    assert any(name in str(caught.value) for name in (path, "train/cat")) and "remove it" in str(caught.value)
+    assert any(name in str(caught.value) for name in (path, "train/cat")) and "remove it" in str(
+        caught.value
+    )
 
 
 def test_links_to_images_and_folders_elsewhere_are_read(folder, tmp_path):
@@ -170,7 +216,10 @@ def test_links_to_images_and_folders_elsewhere_are_read(folder, tmp_path):
         link(folder / part / "owl", tmp_path / f"owls {part}")
     link(folder / "train" / "cat" / "9.png", tmp_path / "owls test" / "deep" / "7.png")
     pair = load_dataset(folder)
-    assert (levels(pair.train), pair.train.labels.tolist()) == ([0, 1, 2, 3, 7, 8], [1, 0, 1, 0, 2, 0])
+    assert (levels(pair.train), pair.train.labels.tolist()) == (
+        [0, 1, 2, 3, 7, 8],
+        [1, 0, 1, 0, 2, 0],
+    )
     assert (levels(pair.test), pair.classes) == ([100, 101, 102, 103, 8], ("cat", "dog", "owl"))
 
 
@@ -194,7 +243,10 @@ def test_names_that_are_no_text_are_read_as_files_and_named_as_classes(folder):
 def test_pictures_that_cannot_be_read_are_named_and_not_passed_over(folder, file):
     content = io.BytesIO()
     Image.fromarray(np.full((32, 32), 0.5, np.float32)).save(content, "TIFF")
-    add(folder / "train" / "dog" / file, content.getvalue() if file == "9.tif" else b"\0\0\0\x18ftypheic" + bytes(40))
+    add(
+        folder / "train" / "dog" / file,
+        content.getvalue() if file == "9.tif" else b"\0\0\0\x18ftypheic" + bytes(40),
+    )
     with pytest.raises(ValueError, match=f"dog.{file} .*(HEIC|floats).*: save it as JPEG or PNG"):
         load_dataset(folder)
 
@@ -229,13 +281,15 @@ def fail(*args, **kwargs):
 
 def test_second_load_decodes_nothing(folder, monkeypatch):
     first = load_dataset(folder)
-    monkeypatch.setattr(data, "read", fail)
+    monkeypatch.setattr(image_folder, "read_image", fail)
     second = load_dataset(folder)
     assert all(np.array_equal(a.images, b.images) for a, b in zip(first[:2], second[:2]))
     assert levels(second.test) == [100, 101, 102, 103]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no time of a file's last change that nobody can set")
+@pytest.mark.skipif(
+    os.name == "nt", reason="Windows keeps no time of a file's last change that nobody can set"
+)
 def test_file_changed_behind_its_size_and_time_invalidates_the_cache(folder):
     path = folder / "train" / "cat" / "9.bmp"
     for level in (9, 10):  # as unpacked from two archives whose files all have one date
@@ -245,7 +299,8 @@ def test_file_changed_behind_its_size_and_time_invalidates_the_cache(folder):
 
 
 def test_changed_and_added_files_invalidate_the_cache(folder):
-    changed = folder / "train" / "cat" / "5.bmp"  # not compressed, so only its time gives the change away
+    # Not compressed, so only its time gives the change away.
+    changed = folder / "train" / "cat" / "5.bmp"
     for level, seconds in ((5, 10**9), (55, 10**9 + 1)):
         save(changed, grey(level))
         os.utime(changed, (seconds, seconds))
@@ -264,7 +319,7 @@ def test_damaged_cache_is_ignored_and_replaced(folder, damage, monkeypatch):
     (cache,) = folder.parent.glob("*.npz")
     cache.write_bytes(damage(cache.read_bytes()))
     assert levels(load_dataset(folder).test) == [100, 101, 102, 103]
-    monkeypatch.setattr(data, "read", fail)
+    monkeypatch.setattr(image_folder, "read_image", fail)
     assert levels(load_dataset(folder).test) == [100, 101, 102, 103]
 
 
@@ -294,8 +349,12 @@ def cifar10(monkeypatch):
     for name, md5s in (("train_list", CIFAR10.train_list), ("test_list", CIFAR10.test_list)):
         for batch, _ in md5s:
             pixels = generator.integers(0, 256, (3, 3072), dtype=np.uint8)
-            files[batch] = pickle.dumps({"data": pixels, "labels": generator.integers(0, 10, 3).tolist()})
-        monkeypatch.setattr(CIFAR10, name, [[batch, hashlib.md5(files[batch]).hexdigest()] for batch, _ in md5s])
+            files[batch] = pickle.dumps(
+                {"data": pixels, "labels": generator.integers(0, 10, 3).tolist()}
+            )
+        monkeypatch.setattr(
+            CIFAR10, name, [[batch, hashlib.md5(files[batch]).hexdigest()] for batch, _ in md5s]
+        )
     files["batches.meta"] = pickle.dumps({"label_names": list(CLASSES)})
     monkeypatch.setitem(CIFAR10.meta, "md5", hashlib.md5(files["batches.meta"]).hexdigest())
     return files
@@ -310,7 +369,7 @@ def archive(cifar10, monkeypatch):
             member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(buffer.getvalue()).hexdigest())
+    monkeypatch.setattr(downloads, "MD5", hashlib.md5(buffer.getvalue()).hexdigest())
     return buffer.getvalue()
 
 
@@ -325,49 +384,64 @@ def answer(request):
 
 @pytest.fixture
 def mirror(monkeypatch):
-    """The server that CIFAR10_URL names: gives its `.answer`, then waits for `.go_on`; notes what it was `.asked`."""
+    """The server that CIFAR10_URL names.
+
+    It gives its `.answer`, then waits for `.may_close`, and notes the `.requested_paths`.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            server.asked.append(self.path)
+            server.requested_paths.append(self.path)
             with suppress(ConnectionError):
                 server.answer(self)
-            server.go_on.wait(20)
+            server.may_close.wait(20)
 
         def log_message(self, *_):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.body, server.headers, server.answer, server.go_on = [], b"", {}, answer, threading.Event()
-    server.over = threading.Event()
-    server.go_on.set()
+    server.requested_paths = []
+    server.body, server.headers, server.answer = b"", {}, answer
+    server.may_close = threading.Event()
+    server.stopped = threading.Event()
+    server.may_close.set()
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("WALKTHROUGH_DATA", raising=False)
-    monkeypatch.setenv("CIFAR10_URL", f"http://127.0.0.1:{server.server_address[1]}/mirrored.tar.gz")
+    monkeypatch.setenv(
+        "CIFAR10_URL", f"http://127.0.0.1:{server.server_address[1]}/mirrored.tar.gz"
+    )
     yield server
-    server.go_on.set()
-    server.over.set()
+    server.may_close.set()
+    server.stopped.set()
     server.shutdown()
     server.server_close()
 
 
 def assert_is_cifar10(pair, files):
     assert (pair.name, pair.classes) == ("cifar10", CLASSES)
-    batches = [pickle.loads(files[name]) for name in [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]]
+    batches = [
+        pickle.loads(files[name])
+        for name in [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+    ]
     for dataset, parts in ((pair.train, batches[:5]), (pair.test, batches[5:])):
         assert dataset.labels.tolist() == sum((part["labels"] for part in parts), [])
         # A row of a batch is all red, then all green, then all blue pixels.
-        assert np.array_equal(dataset.images.transpose(0, 3, 1, 2).reshape(-1, 3072), np.concatenate([p["data"] for p in parts]))
+        assert np.array_equal(
+            dataset.images.transpose(0, 3, 1, 2).reshape(-1, 3072),
+            np.concatenate([p["data"] for p in parts]),
+        )
 
 
 @pytest.mark.parametrize("name", ["cifar10", "auto"])
-def test_download_is_unpacked_and_not_repeated(tmp_path, monkeypatch, mirror, cifar10, archive, name):
+def test_download_is_unpacked_and_not_repeated(
+    tmp_path, monkeypatch, mirror, cifar10, archive, name
+):
     monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
     mirror.body, mirror.headers = archive, {"Content-Length": len(archive)}
     assert_is_cifar10(load_dataset(name), cifar10)
     assert_is_cifar10(load_dataset(name), cifar10)
-    assert mirror.asked == ["/mirrored.tar.gz"]
+    assert mirror.requested_paths == ["/mirrored.tar.gz"]
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["cifar-10-batches-py"]
 
 
@@ -376,12 +450,15 @@ def break_off(mirror, archive):
 
 
 def break_off_within_a_chunk(mirror, archive):
-    mirror.body, mirror.headers = b"%x\r\n" % len(archive) + archive[:-100], {"Transfer-Encoding": "chunked"}
+    mirror.body, mirror.headers = (
+        b"%x\r\n" % len(archive) + archive[:-100],
+        {"Transfer-Encoding": "chunked"},
+    )
 
 
 def stall(mirror, archive):
     break_off(mirror, archive)
-    mirror.go_on.clear()
+    mirror.may_close.clear()
 
 
 def drip(mirror, archive, start=0):
@@ -389,7 +466,7 @@ def drip(mirror, archive, start=0):
         request.send_response(200)
         request.end_headers()
         request.wfile.write(bytes(start))
-        while not mirror.over.wait(0.1):
+        while not mirror.stopped.wait(0.1):
             request.wfile.write(b"?")
 
     mirror.answer = answer
@@ -402,7 +479,7 @@ def drip_after_a_good_start(mirror, archive):
 def drip_the_headers(mirror, archive):
     def answer(request):
         request.wfile.write(b"HTTP/1.1 200 OK\r\nName: ")
-        while not mirror.over.wait(0.1):
+        while not mirror.stopped.wait(0.1):
             request.wfile.write(b"?")
 
     mirror.answer = answer
@@ -433,22 +510,46 @@ def send_another_file(mirror, archive):
         (drip_the_headers, "no answer within 0.5 seconds"),
         (send_round_in_a_circle, "infinite loop"),
         (lambda mirror, archive: reply(mirror, b"\0\x1b[2J\xff garbage\n\n"), "garbage"),
-        (lambda mirror, archive: reply(mirror, b"HTTP/1.1 404 " + b"very " * 10_000 + b"bad\r\n\r\n"), "404: very .*bad"),
-        (lambda mirror, archive: reply(mirror, b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"), "many"),
+        (
+            lambda mirror, archive: reply(
+                mirror, b"HTTP/1.1 404 " + b"very " * 10_000 + b"bad\r\n\r\n"
+            ),
+            "404: very .*bad",
+        ),
+        (
+            lambda mirror, archive: reply(
+                mirror, b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"
+            ),
+            "many",
+        ),
         (lambda mirror, archive: reply(mirror, b""), "closed connection without response"),
     ],
-    ids=["another file", "broken off", "broken off in a chunk", "stalled", "absent", "drips", "drips after a good start"]
+    ids=[
+        "another file",
+        "broken off",
+        "broken off in a chunk",
+        "stalled",
+        "absent",
+        "drips",
+        "drips after a good start",
+    ]
     + ["drips its headers", "circle", "garbage", "64 kB of reason", "no number", "nothing"],
 )
-def test_failed_download_names_the_remedies_and_leaves_nothing(tmp_path, monkeypatch, mirror, archive, prepare, reason):
-    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.5)
-    monkeypatch.setattr(data, "PATIENCE", 0.5)
+def test_failed_download_names_the_remedies_and_leaves_nothing(
+    tmp_path, monkeypatch, mirror, archive, prepare, reason
+):
+    monkeypatch.setattr(downloads, "CONNECT_TIMEOUT", 0.5)
+    monkeypatch.setattr(downloads, "SLOW_GRACE_SECONDS", 0.5)
     prepare(mirror, archive)
     start = time.monotonic()
     remedies = f"{os.environ['CIFAR10_URL']}.*({reason}).*CIFAR10_URL.*data/cifar10/.*shapes10"
     with pytest.raises(RuntimeError, match=remedies) as caught:
         load_dataset("cifar10", tmp_path)
-    assert len(str(caught.value).splitlines()) == 1 and str(caught.value).isprintable() and len(str(caught.value)) < 1000
+    assert (
+        len(str(caught.value).splitlines()) == 1
+        and str(caught.value).isprintable()
+        and len(str(caught.value)) < 1000
+    )
     assert list(tmp_path.iterdir()) == [] and time.monotonic() - start < 5
 
 
@@ -461,12 +562,15 @@ def test_slow_but_steady_download_is_waited_for(tmp_path, monkeypatch, mirror, c
             time.sleep(0.05)
 
     mirror.answer = answer
-    monkeypatch.setattr(data, "SLOWEST", len(archive) / 5)  # in five seconds; it comes in one
-    monkeypatch.setattr(data, "PATIENCE", 0.5)
+    # In five seconds; it comes in one.
+    monkeypatch.setattr(downloads, "MIN_BYTES_PER_SECOND", len(archive) / 5)
+    monkeypatch.setattr(downloads, "SLOW_GRACE_SECONDS", 0.5)
     assert_is_cifar10(load_dataset("cifar10", tmp_path), cifar10)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/x", "http://127.0.0.1:port/x", "mirror/cifar-10-python.tar.gz"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:{port}/x", "http://127.0.0.1:port/x", "mirror/cifar-10-python.tar.gz"]
+)
 def test_address_without_a_server_is_a_failed_download(tmp_path, monkeypatch, url):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
@@ -480,7 +584,7 @@ def test_address_without_a_server_is_a_failed_download(tmp_path, monkeypatch, ur
 def test_name_that_is_looked_up_for_ever_is_a_failed_download(tmp_path, monkeypatch):
     over = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(20) and [])
-    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(downloads, "CONNECT_TIMEOUT", 0.5)
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("CIFAR10_URL", "http://mirror.invalid/cifar-10-python.tar.gz")
     start = time.monotonic()
@@ -496,21 +600,21 @@ def test_auto_says_why_it_falls_back_and_asks_the_network_once_a_day(tmp_path, m
         assert (pair.name, len(pair.train), len(pair.test)) == ("shapes10", 11, 3)
         (banner,) = capsys.readouterr().out.splitlines()
         assert "Shapes-10" in banner and "404" in banner and "CIFAR10_URL" in banner
-    assert len(mirror.asked) == 1
+    assert len(mirror.requested_paths) == 1
     (marker,) = tmp_path.iterdir()
     day_before = marker.stat().st_mtime - 24 * 3600 - 1
     os.utime(marker, (day_before, day_before))
     load_dataset("auto", tmp_path, train_size=1, test_size=1)
-    assert len(mirror.asked) == 2
+    assert len(mirror.requested_paths) == 2
     load_dataset("auto", tmp_path, train_size=1, test_size=1)
-    assert len(mirror.asked) == 2  # the second failure is remembered as well
+    assert len(mirror.requested_paths) == 2  # the second failure is remembered as well
 
 
 def test_changed_address_is_tried_at_once(tmp_path, monkeypatch, mirror, cifar10, archive):
     assert load_dataset("auto", tmp_path, 1, 1).name == "shapes10"
     monkeypatch.setenv("CIFAR10_URL", os.environ["CIFAR10_URL"].replace("mirrored", "another"))
     assert load_dataset("auto", tmp_path, 1, 1).name == "shapes10"
-    assert mirror.asked == ["/mirrored.tar.gz", "/another.tar.gz"]
+    assert mirror.requested_paths == ["/mirrored.tar.gz", "/another.tar.gz"]
     monkeypatch.setenv("CIFAR10_URL", os.environ["CIFAR10_URL"].replace("another", "good"))
     mirror.body = archive
     assert_is_cifar10(load_dataset("auto", tmp_path), cifar10)
@@ -545,18 +649,31 @@ def test_spoilt_memory_of_a_failure_is_none(tmp_path, mirror, capsys, spoil):
         capsys.readouterr()
         assert load_dataset("auto", tmp_path, 1, 1).name == "shapes10"
         (banner,) = capsys.readouterr().out.splitlines()
-        assert "because CIFAR-10 could not be downloaded from http://127.0.0.1" in banner and "404" in banner
-    assert len(mirror.asked) == (3 if marker.is_dir() else 2)  # the failure is remembered where that can be written
+        assert (
+            "because CIFAR-10 could not be downloaded from http://127.0.0.1" in banner
+            and "404" in banner
+        )
+    # The failure is remembered where that can be written.
+    assert len(mirror.requested_paths) == (3 if marker.is_dir() else 2)
 
 
 def test_failure_is_told_where_only_ascii_can_be_printed(tmp_path, mirror, project):
     reply(mirror, "HTTP/1.1 404 Página não encontrada\r\n\r\n".encode("latin-1"))
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"}
+    ascii_only = {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": "ascii:strict",
+    }
     environment = os.environ | ascii_only | {"PYTHONPATH": str(project)}
-    code = f"from helpers.data import load_dataset\nfor _ in range(2): print(load_dataset('auto', {str(tmp_path)!r}, 1, 1).name)"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.count("404: P\\xe1gina n\\xe3o encontrada") == 2 and done.stdout.endswith("***\nshapes10\n")
-    assert len(mirror.asked) == 1
+    code = "from helpers.data import load_dataset\n"
+    code += f"for _ in range(2): print(load_dataset('auto', {str(tmp_path)!r}, 1, 1).name)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("404: P\\xe1gina n\\xe3o encontrada") == 2
+    assert done.stdout.endswith("***\nshapes10\n")
+    assert len(mirror.requested_paths) == 1
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["both succeed", "this one fails"])
@@ -573,13 +690,17 @@ def test_what_another_process_finished_first_is_taken(tmp_path, mirror, cifar10,
     assert sorted(p.name for p in (tmp_path / "cifar-10-batches-py").iterdir()) == sorted(cifar10)
 
 
-CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
-CONTEXT.set_forkserver_preload(["helpers.augmentation", "pytest"])  # what takes long to import, once for all processes
+CONTEXT = multiprocessing.get_context(
+    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+)
+# What takes long to import, once for all processes.
+CONTEXT.set_forkserver_preload(["helpers.augmentation", "pytest"])
 
 
 def load_elsewhere(root, environment, checksums, start, results):
     """What another process does; it has neither this one's environment nor its patches."""
     os.environ.update(environment)
+    downloads.MD5 = checksums.pop("archive")
     for name, value in checksums.items():
         setattr(CIFAR10, name, value)
     start.wait()
@@ -589,15 +710,22 @@ def load_elsewhere(root, environment, checksums, start, results):
 
 @pytest.fixture
 def elsewhere(tmp_path, mirror, archive):
-    """Starts processes that load "auto" from `tmp_path` at the same moment; a queue brings (name, sum of pixels, labels)."""
-    environment = {name: os.environ[name] for name in ("CIFAR10_URL", "no_proxy")} | {"WALKTHROUGH_DATA": ""}
-    checksums = {name: getattr(CIFAR10, name) for name in ("train_list", "test_list", "meta", "tgz_md5")}
+    """Starts processes that load "auto" from `tmp_path` at the same moment.
+
+    A queue brings (name, sum of pixels, labels) from each.
+    """
+    environment = {name: os.environ[name] for name in ("CIFAR10_URL", "no_proxy")}
+    environment["WALKTHROUGH_DATA"] = ""
+    checksums = {name: getattr(CIFAR10, name) for name in ("train_list", "test_list", "meta")}
+    checksums["archive"] = downloads.MD5
     processes, results, barriers = [], CONTEXT.Queue(), []
 
     def begin(count):
         barriers.append(CONTEXT.Barrier(count))  # which has to stay alive here
         arguments = tmp_path, environment, checksums, barriers[-1], results
-        processes.extend(CONTEXT.Process(target=load_elsewhere, args=arguments) for _ in range(count))
+        processes.extend(
+            CONTEXT.Process(target=load_elsewhere, args=arguments) for _ in range(count)
+        )
         for process in processes:
             process.start()
         return processes, results
@@ -627,47 +755,57 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
-def test_leftovers_of_killed_processes_are_removed_and_no_others(tmp_path, elsewhere, mirror, cifar10, archive):
+def test_leftovers_of_killed_processes_are_removed_and_no_others(
+    tmp_path, elsewhere, mirror, cifar10, archive
+):
     def begin_and_wait(request):
         request.send_response(200)
         request.end_headers()
         request.wfile.write(archive[:1000])
-        mirror.go_on.wait(60)
+        mirror.may_close.wait(60)
         request.wfile.write(archive[1000:])
 
     mirror.answer = begin_and_wait
-    mirror.go_on.clear()
+    mirror.may_close.clear()
     processes, results = elsewhere(3)
     wait_for(lambda: len(list(tmp_path.glob(".download-*/*.tar.gz"))) == 3)
     for process in processes[:2]:
         process.kill()
         process.join()
-    for lock in tmp_path.glob(f".download-*/{data.LOCK}"):
-        os.utime(lock, (10**9, 10**9))  # old enough to be swept, were it not for the one that is held
-    load_dataset("shapes10", tmp_path, 1, 1)
+    for lock in tmp_path.glob(f".download-*/{files.FOLDER_LOCK}"):
+        # Old enough to be swept, were it not for the one that is held.
+        os.utime(lock, (10**9, 10**9))
+    files.remove_stale_temporaries(tmp_path)
     assert len(list(tmp_path.iterdir())) == 1
-    mirror.go_on.set()
+    mirror.may_close.set()
     assert results.get(timeout=60)[0] == "cifar10"
     processes[2].join()
     assert_is_cifar10(load_dataset("auto", tmp_path), cifar10)
     assert [p.name for p in tmp_path.iterdir()] == ["cifar-10-batches-py"]
 
 
-@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), NotImplementedError("no flock here")])
-def test_disk_without_locks_is_downloaded_to_and_never_swept(tmp_path, monkeypatch, mirror, cifar10, archive, error):
+@pytest.mark.parametrize(
+    "error", [OSError(95, "Operation not supported"), NotImplementedError("no flock here")]
+)
+def test_disk_without_locks_is_downloaded_to_and_never_swept(
+    tmp_path, monkeypatch, mirror, cifar10, archive, error
+):
     def refuse(*_, **__):
         raise error
 
-    monkeypatch.setattr(data.FileLock, "acquire", refuse)
-    add(tmp_path / ".download-another" / data.LOCK)
-    os.utime(tmp_path / ".download-another" / data.LOCK, (10**9, 10**9))
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    add(tmp_path / ".download-another" / files.FOLDER_LOCK)
+    os.utime(tmp_path / ".download-another" / files.FOLDER_LOCK, (10**9, 10**9))
     mirror.body = archive
     assert_is_cifar10(load_dataset("auto", tmp_path), cifar10)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".download-another", "cifar-10-batches-py"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".download-another",
+        "cifar-10-batches-py",
+    ]
 
 
 def die_while_writing(parent):
-    with data._unfinished(parent, ".cache-") as unfinished:
+    with files.temporary_sibling(parent, ".cache-") as unfinished:
         (unfinished / "pets.cache.npz").write_bytes(b"half of it")
         os._exit(1)
 
@@ -676,7 +814,7 @@ def test_unfinished_cache_of_a_dead_process_is_removed(folder):
     process = CONTEXT.Process(target=die_while_writing, args=(folder.parent,))
     process.start()
     process.join()
-    (lock,) = folder.parent.glob(f".cache-*/{data.LOCK}")
+    (lock,) = folder.parent.glob(f".cache-*/{files.FOLDER_LOCK}")
     os.utime(lock, (10**9, 10**9))
     assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
     assert sorted(p.name for p in folder.parent.iterdir()) == ["pets", "pets.cache.npz"]
@@ -687,13 +825,18 @@ def small_disk(tmp_path):
     """A folder on a disk of a megabyte."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if shutil.which("mount") is None or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]).returncode
+    ):
         pytest.skip("this user or system may not mount a small disk")
     yield disk
     subprocess.run(["umount", disk], check=True)
 
 
-@pytest.mark.parametrize("room", [0.5, 1.5, 2.5], ids=["for half of the archive", "for half of its files", "for both"])
+@pytest.mark.parametrize(
+    "room", [0.5, 1.5, 2.5], ids=["for half of the archive", "for half of its files", "for both"]
+)
 def test_full_disk_ends_a_download_in_one_line(small_disk, mirror, cifar10, archive, room):
     mirror.body = archive
     (small_disk / "filler").write_bytes(bytes((1 << 20) - int(room * len(archive))))
@@ -709,7 +852,9 @@ def test_full_disk_ends_a_download_in_one_line(small_disk, mirror, cifar10, arch
 def test_full_disk_goes_without_a_cache(small_disk, folder):
     pets = shutil.copytree(folder, small_disk / "pets")
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - (1 << 14)))
-    with pytest.warns(UserWarning, match="decoded again: .*pets.cache.npz cannot be written .*No space left"):
+    with pytest.warns(
+        UserWarning, match="decoded again: .*pets.cache.npz cannot be written .*No space left"
+    ):
         assert levels(load_dataset(pets).train) == [0, 1, 2, 3]
     assert sorted(p.name for p in small_disk.iterdir()) == ["filler", "pets"]
 
@@ -717,15 +862,20 @@ def test_full_disk_goes_without_a_cache(small_disk, folder):
 def test_read_only_disk_is_told_and_gone_on_with(small_disk, folder, mirror, capsys):
     pets = shutil.copytree(folder, small_disk / "pets")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.warns(UserWarning, match="decoded again: .*pets.cache.npz cannot be written .*Read-only"):
+    with pytest.warns(
+        UserWarning, match="decoded again: .*pets.cache.npz cannot be written .*Read-only"
+    ):
         assert levels(load_dataset(pets).train) == [0, 1, 2, 3]
     assert load_dataset("auto", small_disk / "data", 1, 1).name == "shapes10"
-    assert "Read-only file system" in capsys.readouterr().out and mirror.asked == []
+    assert "Read-only file system" in capsys.readouterr().out and mirror.requested_paths == []
 
 
 def test_auto_goes_on_where_nothing_can_be_written(tmp_path, mirror, capsys):
     (tmp_path / "file").touch()
-    assert load_dataset("auto", tmp_path / "file" / "data", train_size=1, test_size=1).name == "shapes10"
+    assert (
+        load_dataset("auto", tmp_path / "file" / "data", train_size=1, test_size=1).name
+        == "shapes10"
+    )
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
@@ -735,10 +885,15 @@ def test_auto_and_cifar10_use_a_folder_on_disk(tmp_path, mirror):
             save(tmp_path / "cifar10" / part / name / f"{9 - n}.png", grey(n))
     for name in ("auto", "cifar10"):
         pair = load_dataset(name, tmp_path)
-        assert (pair.name, pair.classes, levels(pair.train)) == ("cifar10", CLASSES, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0])
-    assert mirror.asked == []
+        assert (pair.name, pair.classes, levels(pair.train)) == (
+            "cifar10",
+            CLASSES,
+            [9, 8, 7, 6, 5, 4, 3, 2, 1, 0],
+        )
+    assert mirror.requested_paths == []
     copy = shutil.copytree(tmp_path / "cifar10", tmp_path / "copy")
-    assert load_dataset(copy).name == "cifar10"  # its classes, so its weights, whatever the folder is called
+    # Its classes, so its weights, whatever the folder is called.
+    assert load_dataset(copy).name == "cifar10"
 
 
 def test_environment_overrides_auto_and_nothing_else(tmp_path, mirror, folder, monkeypatch):
@@ -746,7 +901,7 @@ def test_environment_overrides_auto_and_nothing_else(tmp_path, mirror, folder, m
     monkeypatch.setenv("WALKTHROUGH_DATA", str(folder))
     found = [load_dataset(name, tmp_path).name.rsplit("-", 1)[0] for name in ("auto", "cifar10")]
     assert found == ["folder-pets", "folder-cifar10"]
-    assert mirror.asked == []
+    assert mirror.requested_paths == []
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
@@ -773,7 +928,11 @@ def test_split_is_disjoint_complete_and_fixed_by_its_seed():
     for part in (rest, chosen):  # images, labels and masks stay together
         assert levels(part) == part.labels.tolist()
         assert part.masks[:, 5, 5].tolist() == [n % 2 == 1 for n in levels(part)]
-    assert levels(chosen) == levels(split_off(NUMBERED, 6, seed=1)[1]) != levels(split_off(NUMBERED, 6, seed=2)[1])
+    assert (
+        levels(chosen)
+        == levels(split_off(NUMBERED, 6, seed=1)[1])
+        != levels(split_off(NUMBERED, 6, seed=2)[1])
+    )
 
 
 @pytest.mark.parametrize("size", [-1, 0, 20])
@@ -802,12 +961,17 @@ def test_items_are_channels_first_and_tensors_scaled_to_one():
     dataset = Dataset(COLOURS[None], np.array([4]), CLASSES)
     image, label = dataset[0]
     assert label == 4 and image.dtype == torch.uint8 and np.array_equal(image[2], COLOURS[..., 2])
-    assert np.allclose(dataset.tensor()[0, 1], COLOURS[..., 1] / 255) and dataset.tensor().shape == (1, 3, 32, 32)
+    assert np.allclose(
+        dataset.tensor()[0, 1], COLOURS[..., 1] / 255
+    ) and dataset.tensor().shape == (1, 3, 32, 32)
 
 
 def test_digest_tells_images_labels_classes_and_their_order_apart_and_nothing_else():
     others = [
-        replace(NUMBERED, images=NUMBERED.images + (np.arange(20) == 7).astype(np.uint8)[:, None, None, None]),
+        replace(
+            NUMBERED,
+            images=NUMBERED.images + (np.arange(20) == 7).astype(np.uint8)[:, None, None, None],
+        ),
         replace(NUMBERED, labels=np.roll(NUMBERED.labels, 1)),
         replace(NUMBERED, classes=(*CLASSES[:9], "lorry")),
         replace(NUMBERED, images=NUMBERED.images.reshape(20, 16, 64, 3)),
@@ -815,13 +979,17 @@ def test_digest_tells_images_labels_classes_and_their_order_apart_and_nothing_el
         NUMBERED.subset(np.arange(19)),
     ]
     assert len({NUMBERED.digest, *(other.digest for other in others)}) == 7
-    same = replace(NUMBERED, images=np.asfortranarray(NUMBERED.images), masks=None, transform=print, classes=list(CLASSES))
+    same = replace(
+        NUMBERED, images=np.asfortranarray(NUMBERED.images), masks=None, classes=list(CLASSES)
+    )
     assert same.digest == NUMBERED.digest and len(NUMBERED.digest) == 16
 
 
 def test_two_folders_of_one_name_have_names_of_their_own(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "elsewhere" / "pets")
-    names = [load_dataset(str(path)).name for path in (folder, tmp_path / "elsewhere" / "pets", folder)]
+    names = [
+        load_dataset(str(path)).name for path in (folder, tmp_path / "elsewhere" / "pets", folder)
+    ]
     assert names[0] == names[2] != names[1]
 
 
@@ -836,7 +1004,8 @@ def test_mean_and_std_are_those_of_all_training_pixels(monkeypatch):
     root = project_root() / "data"
     if not any((root / name).is_dir() for name in ("cifar10", CIFAR10.base_folder)):
         pytest.skip("CIFAR-10 is not in data/")
-    monkeypatch.setattr(data, "_write_cache", lambda *_, **__: None)  # a test leaves data/ as it was
+    # A test leaves data/ as it was.
+    monkeypatch.setattr(image_folder, "_write_cache", lambda *_, **__: None)
     train = load_dataset("cifar10", root).train
     assert train.images.shape == (50000, 32, 32, 3)
     means, stds = channel_statistics(train.images)
@@ -844,7 +1013,11 @@ def test_mean_and_std_are_those_of_all_training_pixels(monkeypatch):
 
 
 def test_loader_keeps_the_order_or_shuffles_every_epoch_anew():
-    assert [labels.tolist() for _, labels in make_loader(NUMBERED, 8)] == [[*range(8)], [*range(8, 16)], [*range(16, 20)]]
+    assert [labels.tolist() for _, labels in make_loader(NUMBERED, 8)] == [
+        [*range(8)],
+        [*range(8, 16)],
+        [*range(16, 20)],
+    ]
     loader = make_loader(NUMBERED, 8, torch.Generator().manual_seed(0))
     first, second = (torch.cat([labels for _, labels in loader]).tolist() for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(20)) and first != second
@@ -855,9 +1028,13 @@ bounded = settings(max_examples=50, derandomize=True, database=None, deadline=No
 
 
 def numbered(count):
-    """So many images; pixel (row, column) of image n is n + row + 7 x column + 50 x channel, and its label n."""
+    """So many images; image n has the label n.
+
+    Its pixel (row, column) is n + row + 7 x column + 50 x channel.
+    """
     row, column, channel = np.ogrid[:32, :32, :3]
-    images = np.stack([(n + row + 7 * column + 50 * channel) % 256 for n in range(count)]).astype(np.uint8)
+    images = np.stack([(n + row + 7 * column + 50 * channel) % 256 for n in range(count)])
+    images = images.astype(np.uint8)
     return Dataset(images, np.arange(count), CLASSES, masks=images[..., 0] > 99)
 
 
@@ -867,10 +1044,16 @@ def test_loader_serves_every_image_once_with_its_label(count, batch_size, seed):
     dataset = numbered(count)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     batches = list(make_loader(dataset, batch_size, generator))
-    assert [len(labels) for _, labels in batches] == [min(batch_size, count - n) for n in range(0, count, batch_size)]
+    assert [len(labels) for _, labels in batches] == [
+        min(batch_size, count - n) for n in range(0, count, batch_size)
+    ]
     images, labels = (torch.cat(parts).numpy() for parts in zip(*batches))
-    assert sorted(labels) == list(range(count)) and (seed is not None or labels.tolist() == list(range(count)))
-    assert images.dtype == np.uint8 and np.array_equal(images.transpose(0, 2, 3, 1), dataset.images[labels])
+    assert sorted(labels) == list(range(count)) and (
+        seed is not None or labels.tolist() == list(range(count))
+    )
+    assert images.dtype == np.uint8 and np.array_equal(
+        images.transpose(0, 2, 3, 1), dataset.images[labels]
+    )
 
 
 @given(st.integers(2, 60), st.data())
@@ -886,90 +1069,3 @@ def test_split_and_subset_keep_images_labels_and_masks_together(count, draw):
         assert np.array_equal(part.masks, dataset.masks[part.labels])
     assert dataset.subset(order).labels.tolist() == [n % count for n in order]
     assert np.array_equal(dataset.images, numbered(count).images)
-
-
-def crops(seed, num_workers, augmentation_seed=None):
-    """The batches of two epochs, as bytes: random crops of 64 copies of one image."""
-    transform = compose(augmentation_steps(hole=0, degrees=0, flip=False))
-    dataset = Dataset(COLOURS[None].repeat(64, 0), np.zeros(64, int), CLASSES, transform=transform)
-    if augmentation_seed is not None:
-        seed_transform(dataset, augmentation_seed)
-    loader = make_loader(dataset, 16, torch.Generator().manual_seed(seed), num_workers)
-    return [images.numpy().tobytes() for _ in range(2) for images, _ in loader]
-
-
-def test_crops_differ_between_workers_and_epochs_and_repeat_with_the_generator():
-    batches = crops(seed=0, num_workers=2)
-    assert len(set(batches)) == len(batches) == 8
-    assert crops(seed=0, num_workers=2) == batches
-    assert not set(crops(seed=1, num_workers=2)) & set(batches)
-
-
-def test_crops_without_workers_repeat_with_the_seed_of_the_augmentation():
-    batches = crops(0, 0, augmentation_seed=5)
-    assert len(set(batches)) == 8
-    assert crops(0, 0, augmentation_seed=5 + 2**32) == batches  # 32 bits of the seed count
-    assert not set(crops(0, 0, augmentation_seed=6)) & set(batches)
-    seed_transform(replace(NUMBERED, transform=None), 5)  # nothing to seed
-
-
-class AsBefore(torch.utils.data.Dataset):
-    """Images with one pipeline for all of them, in a few lines of its own."""
-
-    def __init__(self, pipeline):
-        self.pipeline = pipeline
-
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, index):
-        return torch.from_numpy(self.pipeline(image=COLOURS)["image"]).permute(2, 0, 1), index % 3
-
-
-def seed_as_before(_):
-    torch.utils.data.get_worker_info().dataset.pipeline.set_random_seed(torch.initial_seed() % 2**32)
-
-
-def test_workers_start_in_a_process_of_joblib_too():  # `--jobs` on a machine with a GPU
-    both = Parallel(2)(delayed(crops)(0, num_workers=2) for _ in range(2))
-    assert both == [crops(0, num_workers=2)] * 2
-
-
-def drawn(pipeline, num_workers, harder):
-    """A batch after batch of two epochs, and labels: sixty-four copies of one image in three classes."""
-    pipeline.set_random_seed(5)
-    dataset = Dataset(COLOURS[None].repeat(64, 0), np.arange(64) % 3, CLASSES, transform=pipeline, harder=harder)
-    if harder:
-        seed_transform(dataset, 5)
-    loader = make_loader(dataset, 16, torch.Generator().manual_seed(0), num_workers)
-    return [batch for _ in range(2) for batch in loader]
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_draws_are_those_of_one_pipeline_where_no_class_has_another(num_workers):
-    pipeline = compose(augmentation_steps())
-    found = drawn(pipeline, num_workers, {})
-    pipeline.set_random_seed(5)
-    generator = torch.Generator().manual_seed(0)
-    before = torch.utils.data.DataLoader(
-        AsBefore(pipeline), 16, shuffle=True, generator=generator, num_workers=num_workers, worker_init_fn=seed_as_before
-    )
-    for (images, labels), (expected, numbers) in zip(found, [batch for _ in range(2) for batch in before], strict=True):
-        assert torch.equal(images, expected) and torch.equal(labels, numbers)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_both_pipelines_are_seeded_and_serve_their_own_classes(num_workers):
-    def once():
-        blank = compose(augmentation_steps(padding=0, hole=32, degrees=0, flip=False))  # the whole image, in half of the images
-        return drawn(compose(augmentation_steps(hole=0, degrees=0)), num_workers, dict.fromkeys((0, 2), blank))
-
-    first, again = once(), once()
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again))
-    images, labels = (torch.cat(parts).numpy() for parts in zip(*first))
-    is_blank = (images == images[:, :, :1, :1]).all((1, 2, 3))
-    is_whole = (images == COLOURS.transpose(2, 0, 1)).all((1, 2, 3))
-    assert not is_blank[labels == 1].any() and 0.3 < is_blank[labels != 1].mean() < 0.7
-    assert (is_blank | is_whole)[labels != 1].all() and not is_whole[labels == 1].all()
-    per_epoch = is_blank.reshape(2, 64)
-    assert (per_epoch[0] != per_epoch[1]).any()

@@ -1,5 +1,9 @@
-"""What only a GPU shows: `pytest -m gpu`. (TEST_DEVICE=cpu runs these tests on a CPU, to try the tests themselves.)"""
+"""What only a GPU shows: `pytest -m gpu`.
 
+TEST_DEVICE=cpu runs these tests on a CPU, to try the tests themselves.
+"""
+
+import itertools
 import os
 import subprocess
 import sys
@@ -8,12 +12,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from tools import shapes_dataset
 
 from helpers import shapes, training
 from helpers.data import Dataset, make_loader
 from helpers.gradcam import GradCAM
 from helpers.model import load_pretrained, resnet18
-from helpers.training import Run, TrainConfig, fit, make_criterion, train_step
+from helpers.support.device import loader_workers
+from helpers.training import TrainConfig, TrainingState, fit
 
 DEVICE = torch.device(os.environ.get("TEST_DEVICE", "cuda"))
 if DEVICE.type == "cuda" and not torch.cuda.is_available():
@@ -26,18 +32,19 @@ KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.
 
 @pytest.fixture
 def data():
-    return Dataset(**shapes.generate(320, seed=0), classes=shapes.CLASSES)
+    return shapes_dataset(320)
 
 
 @pytest.fixture
 def exact(monkeypatch):
-    """Full float32: convolutions would round their factors to ten bits (TF32) where the GPU is faster with them."""
+    """Full float32: where the GPU is faster with TF32, convolutions round factors to ten bits."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def trained(data, config=SMALL, **options):
     torch.manual_seed(0)
-    return fit(resnet18(width=16), data, None, config, DEVICE, **options)["train_loss"].tolist()
+    history = fit(resnet18(width=16), data, None, config, DEVICE, **options)
+    return history["train_loss"].tolist()
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
@@ -52,78 +59,109 @@ def test_short_run_learns_and_resumes_to_the_same_loss(tmp_path, monkeypatch, da
         if row["epoch"] == 2:
             raise KeyboardInterrupt
 
+    checkpoint = tmp_path / "checkpoint.pt"
     with pytest.raises(KeyboardInterrupt):
-        trained(data, config, compile=compile, checkpoint=tmp_path / "checkpoint.pt", log=stop)
-    resumed = trained(data, config, compile=compile, checkpoint=tmp_path / "checkpoint.pt")
+        trained(data, config, compile=compile, checkpoint=checkpoint, log=stop)
+    resumed = trained(data, config, compile=compile, checkpoint=checkpoint)
     assert resumed == pytest.approx(whole, rel=0.02)  # a GPU adds up in no fixed order
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_pass_has_the_precision_that_is_asked_for(monkeypatch, data, kind):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: kind == "bfloat16")
-    model = resnet18(width=16).to(DEVICE)
-    run, kinds = Run(model, TrainConfig(mixed_precision=kind != "float32"), 10, DEVICE), []
+    model, kinds = resnet18(width=16).to(DEVICE), []
+    config = TrainConfig(epochs=1, batch_size=8, mixed_precision=kind != "float32")
+    scaler = TrainingState(model, config, 10, DEVICE).scaler
+    assert scaler.is_enabled() == (kind == "float16") or DEVICE.type == "cpu"
     model.layer1.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
-    images, labels = next(iter(make_loader(data, 8)))
-    train_step(run, model, images.to(DEVICE), labels.to(DEVICE), make_criterion(data, SMALL), 32)
+    fit(model, data.subset(slice(8)), None, config, DEVICE)
     assert DEVICE.type == "cpu" or kinds == [KINDS[kind]]
-    assert run.scaler.is_enabled() == (kind == "float16") or DEVICE.type == "cpu"
 
 
 def test_logits_in_float32_are_those_of_the_cpu(data, exact):
     model, images = load_pretrained("shapes10"), data.tensor(slice(64))
     with torch.inference_mode():
-        here, there = model(images), model.to(DEVICE)(images.to(DEVICE)).cpu()
+        here = model(images)
+        there = model.to(DEVICE)(images.to(DEVICE)).cpu()
     torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("layer", ["layer3", "layer4"])
 def test_maps_are_those_of_the_cpu(data, exact, layer):
-    model, images, classes = load_pretrained("shapes10"), data.tensor(slice(64)), torch.arange(10).expand(64, 10)
+    model, images = load_pretrained("shapes10"), data.tensor(slice(64))
+    classes = torch.arange(10).expand(64, 10)
     here = GradCAM(model, layer)
     expected, heat = here.evidence(images, classes), here(images, classes)
     there = GradCAM(model.to(DEVICE), layer)
     found = there.evidence(images.to(DEVICE), classes)
-    assert found.device.type == DEVICE.type and there.evidence(images[:2], classes[:2]).device == images.device
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
-    torch.testing.assert_close(there(images.to(DEVICE), classes).cpu(), heat, rtol=1e-3, atol=1e-3)
+    assert found.device.type == DEVICE.type
+    assert there.evidence(images[:2], classes[:2]).device == images.device
+    tolerance = 1e-4 * expected.abs().max().item()
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=tolerance)
+    heat_there = there(images.to(DEVICE), classes).cpu()
+    torch.testing.assert_close(heat_there, heat, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.process
 def test_notebooks_run(tmp_path, project):
-    command = "import sys; from pathlib import Path; from helpers.interactive.pages import write_pages; "
+    command = "import sys; from pathlib import Path; "
+    command += "from helpers.interactive.pages import write_pages; "
     command += "write_pages(Path(sys.argv[1]), '--execute')"
-    environment = os.environ | {"WALKTHROUGH_DATA": "shapes10", "WALKTHROUGH_ROOT": str(tmp_path), "TQDM_DISABLE": "1"}
-    subprocess.run([sys.executable, "-c", command, str(tmp_path / "html")], check=True, cwd=project, env=environment)
+    environment = os.environ | {"WALKTHROUGH_DATA": "shapes10", "WALKTHROUGH_ROOT": str(tmp_path)}
+    environment |= {"TQDM_DISABLE": "1"}
+    program = [sys.executable, "-c", command, str(tmp_path / "html")]
+    subprocess.run(program, check=True, cwd=project, env=environment)
     assert len(list((tmp_path / "html").glob("0*.html"))) == 5
 
 
-def images_a_second(batches, do=lambda images: None):
-    """Over all batches but the first, in which workers start and kernels are chosen; and the images among them."""
-    batches, seen = iter(batches), 0
-    do(next(batches)[0])
+class OneBatch:
+    """A loader that draws one batch, and gives it again and again."""
+
+    def __init__(self, loader):
+        self.dataset, self.generator, self.sampler = loader.dataset, loader.generator, None
+        self.count, self.batch = len(loader), next(iter(loader))
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        return itertools.repeat(self.batch, self.count)
+
+
+def images_a_second_of_fit(monkeypatch, data, wrap):
+    """In all epochs but the first, in which kernels are chosen."""
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "make_loader", lambda *args: wrap(make_loader(*args)))
+        config = TrainConfig(epochs=3, degrees=0)
+        history = fit(resnet18(), data, None, config, DEVICE)
+    return len(data) / history["seconds"].iloc[1:].mean()
+
+
+def images_a_second(loader):
+    """Over all batches but the first, in which workers start."""
+    batches, seen = iter(loader), 0
+    next(batches)
     start = time.perf_counter()
     for images, _ in batches:
-        do(images)
         seen += len(images)
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
     return seen / (time.perf_counter() - start)
 
 
+@pytest.mark.wallclock
 def test_loader_keeps_up_with_the_device(monkeypatch, capsys):
-    """Prints what the loader gives by itself, what the device takes by itself, and what an epoch of `fit` makes of the two."""
+    """Prints what loader and device manage alone, and what an epoch of `fit` makes of the two."""
     size, rng, loaders = 50_000 if DEVICE.type == "cuda" else 256, np.random.default_rng(0), []
-    data = Dataset(rng.integers(0, 256, (size, 32, 32, 3), np.uint8), rng.integers(0, 10, size), shapes.CLASSES)
-    monkeypatch.setattr(training, "make_loader", lambda *args: loaders.append(make_loader(*args)) or loaders[-1])
-    config, model = TrainConfig(epochs=3, degrees=0), resnet18()
-    history = fit(model, data, None, config, DEVICE)  # the first epoch chooses kernels
-    run = Run(model.train(), config, 1000, DEVICE)
-    batch = [part.to(DEVICE) for part in next(iter(loaders[0]))]
-    batch[0] = batch[0].contiguous(memory_format=torch.channels_last)
-    step = lambda images: train_step(run, model, images, batch[1], make_criterion(data, config), 32)  # noqa: E731
-    loader, device = images_a_second(loaders[0]), images_a_second([batch] * (size // len(batch[1])), step)
-    epoch = size / history["seconds"].iloc[1:].mean()
-    rates = f"loader {loader:,.0f}, device {device:,.0f}, epoch {epoch:,.0f} images/s"
+    images, labels = rng.integers(0, 256, (size, 32, 32, 3), np.uint8), rng.integers(0, 10, size)
+    data = Dataset(images, labels, shapes.CLASSES)
+    keep = lambda loader: loaders.append(loader) or loader  # noqa: E731
+    epoch = images_a_second_of_fit(monkeypatch, data, keep)
+    device = images_a_second_of_fit(monkeypatch, data, OneBatch)
+    (loader,) = loaders
+    assert loader.num_workers == loader_workers(DEVICE)
+    alone = images_a_second(loader)
+    rates = f"loader {alone:,.0f}, device {device:,.0f}, epoch {epoch:,.0f} images/s"
+    machine = f"{loader.num_workers} workers, {os.cpu_count()} cores, PyTorch {torch.__version__}"
     with capsys.disabled():
-        print(f"\n{rates}: {loaders[0].num_workers} workers, {os.cpu_count()} cores, PyTorch {torch.__version__}")
-    assert epoch > 0.5 * min(loader, device), rates  # less, and neither would have worked while the other did
+        print(f"\n{rates}: {machine}")
+    # Less, and neither would have worked while the other did.
+    assert epoch > 0.5 * min(alone, device), rates

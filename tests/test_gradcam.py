@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
+from torch.testing import assert_close
 
 from helpers.gradcam import GradCAM, as_heatmaps
-from helpers.model import Conv3x3, resnet18
+from helpers.model import resnet18
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 STAGES = ["layer1", "layer2", "layer3", "layer4"]
@@ -29,38 +30,113 @@ def model():
     return model
 
 
-def tiny_net(*fc_rows, inplace=False):
+def tiny_net(*fc_weights, inplace=False):
     """Images -> one channel, their mean -> ReLU -> pooling -> a logit for each of these weights."""
-    net = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.ReLU(inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1))
-    net[0].weight.data.fill_(1 / 3)
-    net[4].weight, net[4].bias = nn.Parameter(torch.tensor(fc_rows).view(-1, 1)), nn.Parameter(torch.zeros(len(fc_rows)))
-    return net
+    conv = nn.Conv2d(3, 1, 1, bias=False)
+    conv.weight.data.fill_(1 / 3)
+    fc = nn.Linear(1, len(fc_weights))
+    fc.weight.data = torch.tensor(fc_weights).view(-1, 1)
+    fc.bias.data.zero_()
+    return nn.Sequential(conv, nn.ReLU(inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten(), fc)
+
+
+def captums(model, layer, images, class_number):
+    """The map of one class according to Captum."""
+    reference = LayerGradCam(model.eval(), model.get_submodule(layer))
+    return reference.attribute(images, class_number, relu_attributions=False)[:, 0].detach()
+
+
+# what a map is
 
 
 def test_map_at_layer4_sums_to_the_logit_less_its_bias(model):
     maps = GradCAM(model).evidence(IMAGES, torch.arange(10).expand(3, 10))
     logits = model.eval()(IMAGES)
-    torch.testing.assert_close(maps.sum((2, 3)), logits - model.fc.bias, rtol=1e-4, atol=1e-5)
+    assert_close(maps.sum((2, 3)), logits - model.fc.bias, rtol=1e-4, atol=1e-5)
 
 
 def test_map_at_layer4_is_the_class_activation_map_divided_by_the_cells(model):
     kept = []
-    handle = model.eval().layer4.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    layer = model.eval().layer4
+    handle = layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
     predicted = model(IMAGES).argmax(1)
     handle.remove()
     expected = torch.einsum("nc,nchw->nhw", model.fc.weight[predicted], kept[0]) / 16
-    torch.testing.assert_close(GradCAM(model).evidence(IMAGES), expected.detach(), rtol=1e-4, atol=1e-6)
+    assert_close(GradCAM(model).evidence(IMAGES), expected.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("layer", [*STAGES, "layer3.0.conv1", "stem"])
-def test_evidence_equals_captum_for_every_class_together_and_apart(model, layer):
+def test_evidence_equals_captum_for_every_class(model, layer):
     cam = GradCAM(model, layer)
     together = cam.evidence(IMAGES, torch.arange(10).expand(3, 10))
-    reference = LayerGradCam(model.eval(), model.get_submodule(layer))
     for c in range(10):
-        expected = reference.attribute(IMAGES, c, relu_attributions=False)[:, 0].detach()
-        torch.testing.assert_close(together[:, c], expected, rtol=1e-3, atol=1e-6)
-        torch.testing.assert_close(cam.evidence(IMAGES, c), expected, rtol=1e-3, atol=1e-6)
+        assert_close(together[:, c], captums(model, layer, IMAGES, c), rtol=1e-3, atol=1e-6)
+    for c in (0, 9):
+        alone = cam.evidence(IMAGES, c)
+        assert_close(alone, captums(model, layer, IMAGES, c), rtol=1e-3, atol=1e-6)
+
+
+def test_batch_of_one_and_an_image_that_is_not_square_equal_captum(model):
+    images = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(1))
+    maps = GradCAM(model, "layer3").evidence(images, [[1, 8]])
+    assert maps.shape == (1, 2, 6, 10)
+    for k, c in enumerate((1, 8)):
+        assert_close(maps[:, k], captums(model, "layer3", images, c), rtol=1e-3, atol=1e-6)
+
+
+def test_difference_map_sums_to_the_margin_less_the_difference_of_the_biases(model):
+    pairs = [(2, 7), (0, 1), (9, 3)]
+    maps = GradCAM(model).evidence(IMAGES, pairs)
+    scores = model.eval()(IMAGES) - model.fc.bias
+    expected = torch.stack([scores[n, a] - scores[n, b] for n, (a, b) in enumerate(pairs)])
+    difference = (maps[:, 0] - maps[:, 1]).sum((1, 2))
+    assert_close(difference, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_maps_of_a_tiny_net_by_hand():
+    images = torch.zeros(1, 3, 2, 2)
+    images[0, :, 0, 1] = 1.0
+    cam = GradCAM(tiny_net(8.0, -8.0, 0.0), "0")
+    # One cell of four is positive: its gradient through the ReLU is 8 / 4, the mean over all four
+    # cells 8 / 16.
+    raw = cam.evidence(images, [[0, 1, 2]])[0]
+    assert raw.tolist() == [[[0, 0.5], [0, 0]], [[0, -0.5], [0, 0]], [[0, 0], [0, 0]]]
+    # All-negative and constant zero maps are blank, never NaN.
+    heat = cam(images, [[0, 1, 2]])[0]
+    assert heat.tolist() == [[[0, 1], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]]
+    assert cam(torch.ones(1, 3, 2, 2), 0).tolist() == [[[1, 1], [1, 1]]]
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 40)])
+def test_heatmap_is_the_positive_evidence_upsampled_and_divided_by_its_maximum(model, shape):
+    images = F.interpolate(IMAGES, shape)
+    classes = [[1, 2], [3, 4], [5, 6]]
+    raw = GradCAM(model, "layer3").evidence(images, classes)
+    heat = GradCAM(model, "layer3")(images, classes)
+    assert raw.shape == (3, 2, shape[0] // 4, shape[1] // 4)
+    positive = raw.clamp(min=0)
+    large = F.interpolate(positive, shape, mode="bilinear", align_corners=False)
+    for n in range(3):
+        for k in range(2):
+            expected = large[n, k] / large[n, k].max()
+            assert_close(heat[n, k], expected, rtol=1e-4, atol=1e-6)
+    assert heat.amax((2, 3)).tolist() == [[1, 1]] * 3
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_heatmap_does_not_depend_on_the_scale_of_the_logits(factor):
+    expected = GradCAM(tiny_net(1.0), "0")(IMAGES[:1], 0)
+    assert_close(GradCAM(tiny_net(factor), "0")(IMAGES[:1], 0), expected)
+
+
+def test_heatmap_of_nan_is_not_drawn_as_a_blank_one():
+    maps = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    maps[1, 2, 2] = float("nan")
+    heat = as_heatmaps(maps, (8, 8))
+    assert heat[0].isfinite().all() and heat[1].isnan().all()
+
+
+# which classes
 
 
 def test_each_image_gets_its_own_classes(model):
@@ -69,29 +145,31 @@ def test_each_image_gets_its_own_classes(model):
     for method in (cam, cam.evidence):
         both = method(IMAGES, classes)
         for k in range(2):
-            torch.testing.assert_close(both[:, k], method(IMAGES, classes[:, k]), rtol=1e-4, atol=1e-6)
-        alone = torch.stack([method(IMAGES[i : i + 1], int(c))[0] for i, c in enumerate(classes[:, 0])])
-        torch.testing.assert_close(both[:, 0], alone, rtol=1e-4, atol=1e-6)
+            one = method(IMAGES, classes[:, k])
+            assert_close(both[:, k], one, rtol=1e-4, atol=1e-6)
+        for n in range(3):
+            alone = method(IMAGES[n : n + 1], int(classes[n, 0]))
+            assert_close(both[n, :1], alone, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("classes", [3, [[1, 2], [3, 4], [5, 6]]])
-def test_maps_that_need_gradients_of_wide_convolutions_are_those_of_pytorchs(monkeypatch, classes):
-    torch.manual_seed(0)
-    cam = GradCAM(resnet18(), "layer3")
-    ours = cam.evidence(IMAGES, classes)
-    monkeypatch.setattr(Conv3x3, "forward", nn.Conv2d.forward)
-    theirs = cam.evidence(IMAGES, classes)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+FIVES = {
+    "int": 5,
+    "NumPy's int": np.int64(5),
+    "list": [5] * 3,
+    "tuple": (5, 5, 5),
+    "array": np.full(3, 5),
+    "int32 array": np.full(3, 5, np.int32),
+    "tensor without dimensions": torch.tensor(5),
+    "uint8 tensor": torch.full((3,), 5).byte(),
+}
 
 
-SAME = [5, np.int64(5), [5] * 3, (5, 5, 5), np.full(3, 5), np.full(3, 5, np.int32), torch.tensor(5), torch.full((3,), 5).byte()]
-
-
-@pytest.mark.parametrize("classes", SAME, ids=lambda c: f"{type(c).__name__} {getattr(c, 'dtype', '')}")
+@pytest.mark.parametrize("classes", FIVES.values(), ids=FIVES)
 def test_classes_may_be_numbers_lists_or_arrays(model, classes):
     cam = GradCAM(model)
-    assert torch.equal(cam.evidence(IMAGES, classes), cam.evidence(IMAGES, torch.full((3,), 5)))
-    assert torch.equal(cam.evidence(IMAGES, np.full((3, 1), 5))[:, 0], cam.evidence(IMAGES, 5))
+    expected = cam.evidence(IMAGES, torch.full((3,), 5))
+    assert torch.equal(cam.evidence(IMAGES, classes), expected)
+    assert torch.equal(cam.evidence(IMAGES, np.full((3, 1), 5))[:, 0], expected)
 
 
 def test_no_classes_means_the_predicted_ones(model):
@@ -103,35 +181,23 @@ def test_no_classes_means_the_predicted_ones(model):
     assert torch.equal(GradCAM(model)(images), GradCAM(model)(images, predicted))
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (16, 40)])
-def test_heatmap_is_the_positive_evidence_upsampled_and_divided_by_its_maximum(model, shape):
-    images = F.interpolate(IMAGES, shape)
-    raw = GradCAM(model, "layer3").evidence(images, [[1, 2], [3, 4], [5, 6]])
-    got = GradCAM(model, "layer3")(images, [[1, 2], [3, 4], [5, 6]])
-    assert raw.shape == (3, 2, shape[0] // 4, shape[1] // 4)
-    for n in range(3):
-        for k in range(2):
-            large = F.interpolate(raw[n, k].clamp(min=0)[None, None], shape, mode="bilinear", align_corners=False)[0, 0]
-            torch.testing.assert_close(got[n, k], large / large.max(), rtol=1e-4, atol=1e-6)
-    assert got.amax((2, 3)).tolist() == [[1, 1]] * 3
+def test_classes_may_have_been_predicted_in_inference_mode(model):
+    with torch.inference_mode():
+        predicted = model.eval()(IMAGES).topk(2).indices
+    cam = GradCAM(model)
+    expected = cam.evidence(IMAGES, predicted.tolist())
+    assert torch.equal(cam.evidence(IMAGES, predicted), expected)
 
 
-def test_maps_of_a_tiny_net_by_hand():
-    images = torch.zeros(1, 3, 2, 2)
-    images[0, :, 0, 1] = 1.0
-    cam = GradCAM(tiny_net(8.0, -8.0, 0.0), "0")
-    # One cell of four is positive: its gradient through the ReLU is 8 / 4, averaged over all four 8 / 16.
-    assert cam.evidence(images, [[0, 1, 2]]).tolist() == [[[[0, 0.5], [0, 0]], [[0, -0.5], [0, 0]], [[0, 0], [0, 0]]]]
-    # All-negative and constant zero maps are blank, never NaN.
-    assert cam(images, [[0, 1, 2]]).tolist() == [[[[0, 1], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]]]
-    assert cam(torch.ones(1, 3, 2, 2), 0).tolist() == [[[1, 1], [1, 1]]]
+def test_all_classes_share_one_forward_pass(model):
+    passes = []
+    model.fc.register_forward_hook(lambda *_: passes.append("forward"))
+    model.fc.register_full_backward_hook(lambda *_: passes.append("backward"))
+    GradCAM(model, "layer3").evidence(IMAGES, torch.arange(10).expand(3, 10))
+    assert passes == ["forward"] + ["backward"] * 10
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1e30])
-def test_heatmap_does_not_depend_on_the_scale_of_the_logits(factor):
-    images = IMAGES[:1]
-    expected = GradCAM(tiny_net(1.0), "0")(images, 0)
-    torch.testing.assert_close(GradCAM(tiny_net(factor), "0")(images, 0), expected)
+# which networks, and in which mode
 
 
 def test_in_place_operation_after_the_layer_changes_nothing():
@@ -143,24 +209,22 @@ def test_in_place_operation_after_the_layer_changes_nothing():
     assert torch.equal(*maps)
     mean = IMAGES.mean(1) - 0.5
     weight = -3.0 * (mean > 0).float().mean((1, 2), keepdim=True) / 1024
-    torch.testing.assert_close(maps[0], weight * mean, rtol=1e-4, atol=1e-8)
+    assert_close(maps[0], weight * mean, rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode, contextlib.nullcontext])
+MODES = [torch.no_grad, torch.enable_grad, torch.inference_mode, contextlib.nullcontext]
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_callers_grad_mode_neither_matters_nor_changes(model, mode):
     expected = GradCAM(model, "layer3")(IMAGES, 3)
     with mode():
         before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        got = GradCAM(model, "layer3")(IMAGES.clone(), 3)  # the copy is an inference tensor in inference mode
+        images = IMAGES.clone()  # in inference mode, an inference tensor
+        heat = GradCAM(model, "layer3")(images, 3)
         assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == before
-    assert torch.equal(got, expected)
-    assert not got.requires_grad
-
-
-def test_classes_may_have_been_predicted_in_inference_mode(model):
-    with torch.inference_mode():
-        predicted = model.eval()(IMAGES).topk(2).indices
-    assert torch.equal(GradCAM(model).evidence(IMAGES, predicted), GradCAM(model).evidence(IMAGES, predicted.tolist()))
+    assert torch.equal(heat, expected)
+    assert not heat.requires_grad
 
 
 def test_frozen_network_has_the_same_maps(model):
@@ -170,101 +234,99 @@ def test_frozen_network_has_the_same_maps(model):
 
 def test_half_precision_network_has_nearly_the_same_maps(model):
     expected = GradCAM(model, "layer3").evidence(IMAGES, 3)
-    got = GradCAM(model.half(), "layer3").evidence(IMAGES.half(), 3)
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
-
-
-def test_difference_map_sums_to_the_margin_less_the_difference_of_the_biases(model):
-    maps = GradCAM(model).evidence(IMAGES, torch.tensor([[2, 7], [0, 1], [9, 3]]))
-    logits, bias = model.eval()(IMAGES), model.fc.bias
-    expected = [logits[n, a] - logits[n, b] - (bias[a] - bias[b]) for n, (a, b) in enumerate([(2, 7), (0, 1), (9, 3)])]
-    torch.testing.assert_close((maps[:, 0] - maps[:, 1]).sum((1, 2)), torch.stack(expected), rtol=1e-4, atol=1e-5)
-
-
-def test_all_classes_cost_one_forward_pass_and_one_backward_pass(model):
-    passes = []
-    model.fc.register_forward_hook(lambda *_: passes.append("forward"))
-    model.fc.register_full_backward_hook(lambda *_: passes.append("backward"))
-    GradCAM(model, "layer3").evidence(IMAGES, torch.arange(10).expand(3, 10))
-    assert passes == ["forward", "backward"]
-
-
-def test_batch_of_one_and_an_image_that_is_not_square_equal_captum(model):
-    images = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(1))
-    got = GradCAM(model, "layer3").evidence(images, [[1, 8]])
-    assert got.shape == (1, 2, 6, 10)
-    for k, c in enumerate((1, 8)):
-        expected = LayerGradCam(model.eval(), model.layer3).attribute(images, c, relu_attributions=False)
-        torch.testing.assert_close(got[:, k], expected[:, 0].detach(), rtol=1e-3, atol=1e-6)
+    maps = GradCAM(model.half(), "layer3").evidence(IMAGES.half(), 3)
+    assert maps.dtype == torch.float32
+    assert_close(maps, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
 
 
 def test_compiled_model_has_the_maps_of_the_model(model):
     compiled = torch.compile(model.eval(), backend="eager")
     compiled(IMAGES)
-    assert torch.equal(GradCAM(compiled, "layer3")(IMAGES, 3), GradCAM(model, "layer3")(IMAGES, 3))
+    expected = GradCAM(model, "layer3")(IMAGES, 3)
+    assert torch.equal(GradCAM(compiled, "layer3")(IMAGES, 3), expected)
 
 
 def test_wrapped_model_takes_the_wrappers_names_and_says_which(model):
     wrapped = nn.DataParallel(model)
-    assert torch.equal(GradCAM(wrapped, "module.layer3")(IMAGES, 3), GradCAM(model, "layer3")(IMAGES, 3))
+    expected = GradCAM(model, "layer3")(IMAGES, 3)
+    assert torch.equal(GradCAM(wrapped, "module.layer3")(IMAGES, 3), expected)
     with pytest.raises(ValueError, match=r"module\.layer4"):
         GradCAM(wrapped)
-
-
-def test_two_hundred_calls_keep_no_tensor(model):
-    cam = GradCAM(model, "layer4")
-    tensors = lambda: sum(issubclass(type(kept), torch.Tensor) for kept in gc.get_objects())  # noqa: E731
-    cam(IMAGES[:1, :, :16, :16], [[0, 1]])
-    gc.collect()
-    before = tensors()
-    for _ in range(200):
-        cam(IMAGES[:1, :, :16, :16], [[0, 1]])
-    assert tensors() <= before  # without collecting: nothing that only the garbage collector would free
-
-
-def test_images_stay_as_they_are_and_get_no_gradient(model):
-    images = IMAGES.clone().requires_grad_()
-    GradCAM(model)(images)
-    assert torch.equal(images, IMAGES) and images.grad is None and images.requires_grad
 
 
 def test_layer_may_hand_on_the_images_themselves():
     net = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(12, 1))
     images = torch.rand(2, 3, 2, 2)
     weights = net[2].weight.view(3, 4).mean(1)
+    expected = torch.einsum("c,nchw->nhw", weights, images).detach()
     for mode in (contextlib.nullcontext, torch.inference_mode):
         with mode():
             mine = images.clone()
-            got = GradCAM(net, "0").evidence(mine, 0)
-        torch.testing.assert_close(got, torch.einsum("c,nchw->nhw", weights, images).detach())
+            maps = GradCAM(net, "0").evidence(mine, 0)
+        assert_close(maps, expected)
         assert not mine.requires_grad
+
+
+# what is left behind
+
+
+def tensors_alive():
+    return sum(issubclass(type(kept), torch.Tensor) for kept in gc.get_objects())
+
+
+def test_fifty_calls_keep_no_tensor(model):
+    cam, images = GradCAM(model, "layer4"), IMAGES[:1, :, :16, :16]
+    cam(images, [[0, 1]])
+    gc.collect()
+    before = tensors_alive()
+    for _ in range(50):
+        cam(images, [[0, 1]])
+    # Without collecting: nothing is left that only the garbage collector would free.
+    assert tensors_alive() <= before
+
+
+def test_images_stay_as_they_are_and_get_no_gradient(model):
+    images = IMAGES.clone().requires_grad_()
+    GradCAM(model)(images)
+    assert torch.equal(images, IMAGES)
+    assert images.grad is None and images.requires_grad
 
 
 def test_nothing_below_the_layer_is_differentiated(model):
     tracked = {}
+
+    def watch(name):
+        def note(module, inputs, output):
+            tracked[name] = output.requires_grad
+
+        model.get_submodule(name).register_forward_hook(note)
+
     for name in ("stem", *STAGES):
-        model.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: tracked.update({name: output.requires_grad})
-        )
+        watch(name)
     images = IMAGES.clone().requires_grad_()
     GradCAM(model, "layer3.1.norm2").evidence(images)
-    assert tracked == {"stem": False, "layer1": False, "layer2": False, "layer3": True, "layer4": True}
+    above = {"layer3", "layer4"}
+    assert tracked == {name: name in above for name in ("stem", *STAGES)}
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def state_of(model):
     """All that explaining must leave alone."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return (
-        {name: (module.training, *(len(getattr(module, h)) for h in hooks)) for name, module in model.named_modules()},
-        {name: (p.requires_grad, None if p.grad is None else p.grad.numpy().tobytes()) for name, p in model.named_parameters()},
-        {name: value.numpy().tobytes() for name, value in model.state_dict().items()},
-    )
+    modules, parameters = {}, {}
+    for name, module in model.named_modules():
+        modules[name] = module.training, *(len(getattr(module, hooks)) for hooks in HOOKS)
+    for name, value in model.named_parameters():
+        grad = None if value.grad is None else value.grad.numpy().tobytes()
+        parameters[name] = value.requires_grad, grad
+    values = {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
+    return modules, parameters, values
 
 
 @pytest.fixture
 def odd_model(model):
-    """In training mode but for two modules, partly frozen, with gradients of a step that has not been taken."""
+    """In training mode but for two modules, partly frozen, with gradients not yet used."""
     F.cross_entropy(model.train()(IMAGES), torch.tensor([0, 1, 2])).backward()
     model.layer2[0].eval()
     model.layer4[1].norm1.eval()
@@ -281,8 +343,8 @@ def test_model_is_left_as_it_was_found(odd_model):
 
 
 def test_training_mode_does_not_change_the_maps(odd_model):
-    got = GradCAM(odd_model, "layer2")(IMAGES, 0)
-    assert torch.equal(got, GradCAM(odd_model.eval(), "layer2")(IMAGES, 0))
+    heat = GradCAM(odd_model, "layer2")(IMAGES, 0)
+    assert torch.equal(heat, GradCAM(odd_model.eval(), "layer2")(IMAGES, 0))
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -307,9 +369,67 @@ def test_refused_classes_leave_the_model_as_it_was_found(odd_model):
     assert state_of(odd_model) == before
 
 
+# any input
+
+
+MODEL = resnet18(width=16).eval()
+PROPERTIES = settings(derandomize=True, max_examples=15, deadline=None, database=None)
+SIZES = st.sampled_from([16, 24, 32, 40])
+TWO_CLASSES = st.tuples(st.integers(0, 9), st.integers(0, 9))
+
+
+@st.composite
+def batches(draw):
+    """Images, two classes of each, and another order of the images."""
+    count = draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    images = torch.rand(count, 3, draw(SIZES), draw(SIZES), generator=generator)
+    images = images.to(draw(st.sampled_from([torch.float32, torch.float64])))
+    classes = draw(st.lists(TWO_CLASSES, min_size=count, max_size=count))
+    return images, torch.tensor(classes), torch.tensor(draw(st.permutations(range(count))))
+
+
+@PROPERTIES
+@given(batches())
+def test_maps_of_any_batch_sum_to_logits_and_heatmaps_lie_in_their_bounds(batch):
+    images, classes, order = batch
+    cam = GradCAM(MODEL)
+    maps, heat = cam.evidence(images, classes), cam(images, classes)
+    logits = (MODEL(images) - MODEL.fc.bias).gather(1, classes).detach()
+    assert_close(maps.sum((2, 3)), logits, rtol=1e-3, atol=1e-5)
+    assert maps.dtype == heat.dtype == torch.float32
+    assert heat.shape == (len(images), 2, *images.shape[-2:])
+    assert heat.min() >= 0 and heat.max() <= 1
+    reordered = cam.evidence(images[order], classes[order])
+    assert_close(reordered, maps[order], rtol=1e-3, atol=1e-6)
+
+
+CELLS = st.floats(-(2.0**60), 2.0**60, width=32)
+RAW = arrays(np.float32, st.tuples(*[st.integers(1, 5)] * 4), elements=CELLS)
+
+
+@PROPERTIES
+@given(RAW, st.integers(1, 40), st.integers(1, 40))
+def test_heatmaps_of_any_maps_have_a_peak_of_1_or_are_blank(raw, height, width):
+    maps = torch.from_numpy(raw)
+    heat = as_heatmaps(maps, (height, width))
+    assert heat.shape == (*maps.shape[:2], height, width)
+    assert (heat >= 0).all() and (heat <= 1 + 1e-6).all()
+    peaks = heat.amax((2, 3))
+    assert (((peaks - 1).abs() < 1e-6) | (peaks == 0)).all()
+    nothing_positive = (maps <= 0).all(3).all(2)
+    assert (peaks[nothing_positive] == 0).all()
+    assert_close(as_heatmaps(maps[:, 0], (height, width)), heat[:, 0])
+    assert_close(as_heatmaps(maps.flip(0), (height, width)), heat.flip(0))
+
+
+# wrong input
+
+
 @pytest.mark.parametrize("layer", ["layer5", "", "layer4.2"])
 def test_unknown_layer_is_refused_with_the_names_there_are(model, layer):
-    with pytest.raises(ValueError, match=rf"no layer '{layer}'.* one of stem, layer1, layer1\.0, layer1\.1, layer2, .*, fc$"):
+    known = r"stem, layer1, layer1\.0, layer1\.1, layer2, .*, fc$"
+    with pytest.raises(ValueError, match=f"no layer '{layer}'.* one of {known}"):
         GradCAM(model, layer)
 
 
@@ -319,53 +439,12 @@ def test_layer_without_a_map_or_a_call_is_refused(model):
     model.unused = nn.Conv2d(3, 3, 1)
     with pytest.raises(ValueError, match="does not call this layer"):
         GradCAM(model, "unused")(IMAGES)
-    shared = nn.Sequential(relu := nn.ReLU(), nn.Conv2d(3, 2, 1), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    relu, pool = nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    runs_twice = nn.Sequential(relu, nn.Conv2d(3, 2, 1), relu, pool, nn.Flatten())
     with pytest.raises(ValueError, match="run once"):
-        GradCAM(shared, "0")(IMAGES)
+        GradCAM(runs_twice, "0")(IMAGES)
     with pytest.raises(ValueError, match=r"must return logits .*\(3, 3, 1, 1\)"):
-        GradCAM(nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1)), "0")(IMAGES)
-
-
-MODEL = resnet18(width=16).eval()
-PROPERTIES = settings(derandomize=True, max_examples=15, deadline=None, database=None)
-SIZES = st.sampled_from([16, 24, 32, 40])
-
-
-@PROPERTIES
-@given(st.integers(1, 4), SIZES, SIZES, st.integers(0, 99), st.sampled_from([torch.float32, torch.float64]), st.data())
-def test_whatever_the_images_maps_sum_to_logits_and_heatmaps_lie_in_their_bounds(n, height, width, seed, dtype, draw):
-    images = torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    classes = torch.tensor(draw.draw(st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=2), min_size=n, max_size=n)))
-    order, cam = torch.tensor(draw.draw(st.permutations(range(n)))), GradCAM(MODEL)
-    maps, heat = cam.evidence(images, classes), cam(images, classes)
-    logits = MODEL(images) - MODEL.fc.bias
-    torch.testing.assert_close(maps.sum((2, 3)), logits.gather(1, classes).detach(), rtol=1e-3, atol=1e-5)
-    assert maps.dtype == heat.dtype == torch.float32 and heat.shape == (n, 2, height, width)
-    assert heat.min() >= 0 and heat.max() <= 1
-    torch.testing.assert_close(cam.evidence(images[order], classes[order]), maps[order], rtol=1e-3, atol=1e-6)
-
-
-RAW = arrays(np.float32, st.tuples(*[st.integers(1, 5)] * 4), elements=st.floats(-(2.0**60), 2.0**60, width=32))
-
-
-@PROPERTIES
-@given(RAW, st.integers(1, 40), st.integers(1, 40))
-def test_heatmaps_of_any_raw_maps_lie_in_their_bounds_and_are_blank_where_nothing_is_positive(raw, height, width):
-    maps = torch.from_numpy(raw)
-    heat = as_heatmaps(maps, (height, width))
-    assert heat.shape == (*maps.shape[:2], height, width)
-    peaks = heat.amax((2, 3))
-    assert (heat >= 0).all() and (heat <= 1 + 1e-6).all() and (((peaks - 1).abs() < 1e-6) | (peaks == 0)).all()
-    assert (peaks[(maps <= 0).all(3).all(2)] == 0).all()
-    torch.testing.assert_close(as_heatmaps(maps[:, 0], (height, width)), heat[:, 0])
-    torch.testing.assert_close(as_heatmaps(maps.flip(0), (height, width)), heat.flip(0))
-
-
-def test_heatmap_of_nan_is_not_drawn_as_a_blank_one():
-    maps = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
-    maps[1, 2, 2] = float("nan")
-    heat = as_heatmaps(maps, (8, 8))
-    assert heat[0].isfinite().all() and heat[1].isnan().all()
+        GradCAM(nn.Sequential(relu, pool), "0")(IMAGES)
 
 
 WRONG_IMAGES = {

@@ -12,7 +12,6 @@ from helpers.gradcam import GradCAM
 from helpers.model import (
     STAGES,
     WEIGHTS,
-    Conv3x3,
     PreActBlock,
     activations,
     describe_stages,
@@ -29,7 +28,10 @@ REFUSED = r"net\.pt .*delete it"  # the file is named, and what to do
 
 
 def randomise(module, seed=0):
-    """Give every parameter and statistic a value of its own: fresh batch norms are nearly the identity and hide mistakes."""
+    """Give every parameter and statistic a value of its own.
+
+    Fresh batch norms are nearly the identity and hide mistakes.
+    """
     generator = torch.Generator().manual_seed(seed)
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point() and tensor.ndim == 1:
@@ -52,47 +54,33 @@ def test_network_that_pytorch_could_crash_on_is_refused():
         resnet18(width=15)
 
 
-@pytest.mark.parametrize(("in_channels", "channels", "stride"), [(4, 6, 2), (4, 6, 1), (4, 4, 2), (4, 4, 1)])
-def test_block_is_two_preactivated_convolutions_and_a_shortcut_of_the_activated_input(in_channels, channels, stride):
+@pytest.mark.parametrize(
+    ("in_channels", "channels", "stride"), [(4, 6, 2), (4, 6, 1), (4, 4, 2), (4, 4, 1)]
+)
+def test_block_is_two_preactivated_convolutions_and_a_shortcut_of_the_activated_input(
+    in_channels, channels, stride
+):
     torch.manual_seed(0)
-    block, x = randomise(PreActBlock(in_channels, channels, stride)), torch.randn(2, in_channels, 8, 8)
+    block, x = (
+        randomise(PreActBlock(in_channels, channels, stride)),
+        torch.randn(2, in_channels, 8, 8),
+    )
     p = dict(block.named_parameters()) | dict(block.named_buffers())
 
     def norm_relu(x, name):
-        return F.batch_norm(x, *(p[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))).relu()
+        return F.batch_norm(
+            x, *(p[f"{name}.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
+        ).relu()
 
     activated = norm_relu(x, "norm1")
     residual = F.conv2d(
-        norm_relu(F.conv2d(activated, p["conv1.weight"], stride=stride, padding=1), "norm2"), p["conv2.weight"], padding=1
+        norm_relu(F.conv2d(activated, p["conv1.weight"], stride=stride, padding=1), "norm2"),
+        p["conv2.weight"],
+        padding=1,
     )
     keeps_shape = in_channels == channels and stride == 1
     shortcut = x if keeps_shape else F.conv2d(activated, p["shortcut.weight"], stride=stride)
     torch.testing.assert_close(block(x), residual + shortcut)
-
-
-@pytest.mark.parametrize(("height", "width", "stride"), [(3, 3, 1), (4, 4, 1), (2, 7, 1), (8, 8, 2), (5, 3, 2), (1, 1, 2)])
-def test_few_cells_as_one_matrix_product_are_pytorchs_convolution(monkeypatch, height, width, stride):
-    torch.manual_seed(0)
-    ours = Conv3x3(8, 512, stride).double()
-    x, results = torch.randn(2, 8, height, width).double().requires_grad_(), []
-    linear, products = F.linear, []
-    monkeypatch.setattr(F, "linear", lambda *args: products.append(1) or linear(*args))
-    for convolve in (ours, lambda x: F.conv2d(x, ours.weight, stride=stride, padding=1)):
-        y = convolve(x)
-        results.append((y, *torch.autograd.grad((y * torch.arange(y.numel()).view(y.shape).sin()).sum(), (x, ours.weight))))
-    assert len(products) == 1
-    for mine, theirs in zip(*results):
-        torch.testing.assert_close(mine, theirs)
-
-
-@pytest.mark.parametrize("change", ["many cells", "narrow", "dilated", "without gradients"])
-def test_other_convolutions_are_left_to_pytorch(monkeypatch, change):
-    conv = Conv3x3(8, 256 if change == "narrow" else 512)
-    if change == "dilated":
-        conv.dilation = conv.padding = (2, 2)
-    monkeypatch.setattr(F, "linear", None)
-    with torch.set_grad_enabled(change != "without gradients"):
-        assert conv(torch.rand(1, 8, 5 if change == "many cells" else 4, 4)).shape[1] == conv.out_channels
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 24), (32, 32), (64, 64), (16, 64)])
@@ -108,7 +96,9 @@ def test_logits_are_the_linear_layer_of_the_mean_of_layer4_without_a_relu(model,
 def test_activations_are_what_each_stage_returns_in_the_forward_pass(model):
     images, kept = torch.rand(2, 3, 32, 32), {}
     for name in STAGES:
-        model.get_submodule(name).register_forward_hook(lambda module, inputs, output, name=name: kept.update({name: output}))
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: kept.update({name: output})
+        )
     model(images)
     in_forward = dict(kept)
     found = activations(model, images)
@@ -120,8 +110,12 @@ def test_activations_are_what_each_stage_returns_in_the_forward_pass(model):
 def test_model_normalises_its_images_itself(model):
     images = torch.rand(2, 3, 32, 32)
     plain = resnet18(7, width=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).eval()
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if k not in ("mean", "std")}, strict=False)
-    by_hand = torch.stack([(images[:, c] - 0.1 * (c + 1)) / (0.4 + 0.1 * c) for c in range(3)], dim=1)
+    plain.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if k not in ("mean", "std")}, strict=False
+    )
+    by_hand = torch.stack(
+        [(images[:, c] - 0.1 * (c + 1)) / (0.4 + 0.1 * c) for c in range(3)], dim=1
+    )
     torch.testing.assert_close(model(images), plain(by_hand))
     assert not {"mean", "std"} & {name for name, _ in model.named_parameters()}
 
@@ -132,10 +126,14 @@ def test_saved_weights_come_back_in_half_precision(model, tmp_path):
     assert (loaded.fc.out_features, loaded.stem.out_channels, loaded.training) == (7, 16, False)
     for name, value in model.state_dict().items():
         exact = name in ("mean", "std") or not value.is_floating_point()
-        assert torch.equal(loaded.state_dict()[name], value if exact else value.half().float()), name
+        assert torch.equal(loaded.state_dict()[name], value if exact else value.half().float()), (
+            name
+        )
         assert loaded.state_dict()[name].dtype == value.dtype, name
     assert [p.name for p in tmp_path.iterdir()] == ["net.pt"]
-    assert (tmp_path / "net.pt").stat().st_size < 2.3 * sum(v.numel() for v in model.state_dict().values()) + 50_000
+    assert (tmp_path / "net.pt").stat().st_size < 2.3 * sum(
+        v.numel() for v in model.state_dict().values()
+    ) + 50_000
 
 
 def test_weights_of_a_run_are_found_by_name(model, tmp_path, monkeypatch):
@@ -154,7 +152,9 @@ def test_weights_for_other_classes_are_refused_with_both_lists(model, tmp_path):
         with pytest.raises(ValueError) as caught:
             load_pretrained(tmp_path / "net.pt", other)
         said = str(caught.value)
-        assert "\n" not in said and str(SEVEN) in said and str(other) in said and "notebook 02" in said
+        assert (
+            "\n" not in said and str(SEVEN) in said and str(other) in said and "notebook 02" in said
+        )
 
 
 def test_weights_without_their_classes_are_refused_where_classes_are_asked_for(model, tmp_path):
@@ -164,13 +164,19 @@ def test_weights_without_their_classes_are_refused_where_classes_are_asked_for(m
         load_pretrained(tmp_path / "net.pt", SEVEN)
 
 
-@pytest.mark.parametrize(("name", "value"), [("fc.weight", "nan"), ("layer1.0.norm1.running_var", "inf"), ("stem.weight", "1e6")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("fc.weight", "nan"), ("layer1.0.norm1.running_var", "inf"), ("stem.weight", "1e6")],
+)
 def test_weights_that_are_not_finite_are_neither_written_nor_loaded(model, tmp_path, name, value):
     model.state_dict()[name].view(-1)[3] = float(value)
     with pytest.raises(ValueError, match=r"NaN, or beyond half precision.*net\.pt.*lower peak_lr"):
         save_weights(model, tmp_path / "net.pt", SEVEN)
     assert not any(tmp_path.iterdir())
-    torch.save({k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}, tmp_path / "net.pt")
+    torch.save(
+        {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()},
+        tmp_path / "net.pt",
+    )
     with pytest.raises(ValueError, match=r"NaN or infinite.*delete it"):
         load_pretrained(tmp_path / "net.pt")
 
@@ -179,8 +185,9 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(model, tmp_path):
     save_weights(model, tmp_path / "net.pt", SEVEN)
     expected = load_pretrained(tmp_path / "net.pt").state_dict()
     whole, rng, refused = (tmp_path / "net.pt").read_bytes(), np.random.default_rng(0), 0
-    places = [*rng.integers(0, len(whole), 30), *rng.integers(len(whole) - 20_000, len(whole), 60)]  # the directory is at the end
-    for place in places:
+    anywhere = rng.integers(0, len(whole), 30)
+    in_directory = rng.integers(len(whole) - 20_000, len(whole), 60)  # which is at the end
+    for place in [*anywhere, *in_directory]:
         content = bytearray(whole)
         content[place] ^= 1 << rng.integers(8)
         (tmp_path / "net.pt").write_bytes(content)
@@ -197,7 +204,9 @@ def test_full_disk_is_named_and_leaves_the_weights_there_are(model, small_disk):
     path = small_disk / "net.pt"
     save_weights(model, path, SEVEN)
     before = path.read_bytes()
-    with pytest.raises(OSError, match=r"cannot write .*net\.pt \(the disk is full\): make room") as caught:
+    with pytest.raises(
+        OSError, match=r"cannot write .*net\.pt \(the disk is full\): make room"
+    ) as caught:
         save_weights(randomise(model, 1), path, SEVEN)
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before and [p.name for p in small_disk.iterdir()] == ["net.pt"]
@@ -223,7 +232,9 @@ def test_wrong_images_are_refused_with_what_was_given(model, images):
     for network in (model, GradCAM(model)):
         with pytest.raises(ValueError, match=r"images must .*got .*") as caught:
             network(images)
-        assert str(images.dtype) in str(caught.value) or str(tuple(images.shape)) in str(caught.value)
+        assert str(images.dtype) in str(caught.value) or str(tuple(images.shape)) in str(
+            caught.value
+        )
 
 
 def test_images_in_double_precision_are_taken_in_the_networks(model):
@@ -277,17 +288,21 @@ def test_code_in_a_weights_file_is_not_run(tmp_path):
     with pytest.raises(ValueError, match=REFUSED):
         load_pretrained(tmp_path / "net.pt")
     assert not target.exists()
-    pickle.loads((tmp_path / "net.pt").read_bytes())  # the same bytes do run where nothing stops them
+    # The same bytes do run where nothing stops them.
+    pickle.loads((tmp_path / "net.pt").read_bytes())
     assert target.exists()
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[p.stem for p in SHIPPED])
 def test_shipped_weights_load_by_name(path):
     loaded, stored = load_pretrained(path.stem).state_dict(), torch.load(path, weights_only=True)
-    stored.pop("classes", None)  # older files do not name them
+    assert stored.pop("classes") == (shapes.CLASSES if path.stem == "shapes10" else CLASSES)
     assert loaded.keys() == stored.keys()
     load_pretrained(path.stem, shapes.CLASSES if path.stem == "shapes10" else CLASSES)
-    with pytest.raises(ValueError, match="knows the classes .*airplane.*circle|knows the classes .*circle.*airplane"):
+    with pytest.raises(
+        ValueError,
+        match="knows the classes .*airplane.*circle|knows the classes .*circle.*airplane",
+    ):
         load_pretrained(path.stem, CLASSES if path.stem == "shapes10" else shapes.CLASSES)
     assert all(torch.equal(loaded[k], stored[k].to(loaded[k].dtype)) for k in stored)
     assert all(v.isfinite().all() for v in loaded.values()), "half precision overflowed"
@@ -306,8 +321,11 @@ def test_described_stages_agree_with_receptive_fields_by_hand():
 @pytest.mark.parametrize("stage", ["layer1", "layer2", "layer3"])
 def test_described_receptive_field_is_the_extent_of_the_input_gradient(model, stage):
     kept = []
-    model.get_submodule(stage).register_forward_hook(lambda module, inputs, output: kept.append(output))
-    images = torch.rand(8, 3, 64, 64, requires_grad=True)  # several, as a ReLU may close a path in one
+    model.get_submodule(stage).register_forward_hook(
+        lambda module, inputs, output: kept.append(output)
+    )
+    # Several images, as a ReLU may close a path in one.
+    images = torch.rand(8, 3, 64, 64, requires_grad=True)
     model(images)
     middle = kept[0].shape[-1] // 2
     (gradient,) = torch.autograd.grad(kept[0][:, :, middle, middle].sum(), images)
@@ -319,39 +337,54 @@ def test_described_receptive_field_is_the_extent_of_the_input_gradient(model, st
 def grid(network, images):
     """What the last stage puts out."""
     kept = []
-    handle = network.layer4.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    handle = network.layer4.register_forward_hook(
+        lambda module, inputs, output: kept.append(output)
+    )
     network(images)
     handle.remove()
     return kept[0]
 
 
-@pytest.mark.parametrize("stages", [("layer4",), ("layer3", "layer4"), ("layer3",), ("layer2", "layer4")], ids="+".join)
+@pytest.mark.parametrize(
+    "stages", [("layer4",), ("layer3", "layer4"), ("layer3",), ("layer2", "layer4")], ids="+".join
+)
 @torch.no_grad()
 def test_each_phase_of_a_dilated_grid_is_the_strided_networks_for_the_shifted_image(model, stages):
     images = torch.rand(1, 3, 288, 288, generator=torch.Generator().manual_seed(0))
     fine, times = grid(dilated(model, stages), images), 2 ** len(stages)
     assert fine.shape[-2:] == (36 * times, 36 * times)
-    inside = slice(8, 24)  # a cell depends on 109 pixels: nearer to the border it would see where that is
+    # A cell depends on 109 pixels: nearer to the border it would see where that is.
+    inside = slice(8, 24)
     for down, right in product(range(times), repeat=2):
         pixels = [8 * phase // times for phase in (down, right)]
         shifted = grid(model, images[..., pixels[0] : pixels[0] + 280, pixels[1] : pixels[1] + 280])
         cells = fine[..., down::times, right::times]
-        torch.testing.assert_close(cells[..., inside, inside], shifted[..., inside, inside], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            cells[..., inside, inside], shifted[..., inside, inside], rtol=1e-3, atol=1e-4
+        )
 
 
 @torch.no_grad()
 def test_every_second_cell_of_a_dilated_grid_is_the_strided_networks_at_the_border_too(model):
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(grid(dilated(model), images)[..., ::2, ::2], grid(model, images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        grid(dilated(model), images)[..., ::2, ::2], grid(model, images), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_dilated_is_a_copy_that_leaves_the_model_as_it_was(model):
     images = torch.rand(2, 3, 32, 32)
     before = model(images)
     fine = dilated(model)
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in fine.state_dict().items())
-    assert not {p.data_ptr() for p in fine.parameters()} & {p.data_ptr() for p in model.parameters()}
-    assert torch.equal(model(images), before) and not torch.allclose(fine(images), before, atol=1e-3)
+    assert all(
+        torch.equal(value, model.state_dict()[name]) for name, value in fine.state_dict().items()
+    )
+    assert not {p.data_ptr() for p in fine.parameters()} & {
+        p.data_ptr() for p in model.parameters()
+    }
+    assert torch.equal(model(images), before) and not torch.allclose(
+        fine(images), before, atol=1e-3
+    )
     assert fine.training == model.training
 
 
@@ -361,7 +394,9 @@ def test_dilation_of_no_stage_is_the_network_itself_from_a_dilated_one_too(model
         assert torch.equal(dilated(network, ())(images), model(images))
 
 
-@pytest.mark.parametrize(("stages", "cells"), [((), 4), (("layer4",), 8), (("layer3", "layer4"), 16)], ids=str)
+@pytest.mark.parametrize(
+    ("stages", "cells"), [((), 4), (("layer4",), 8), (("layer3", "layer4"), 16)], ids=str
+)
 def test_maps_of_a_dilated_network_sum_to_its_logit_less_the_bias(model, stages, cells):
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     fine = dilated(model, stages)

@@ -1,6 +1,7 @@
-"""A GPU played by the CPU: tensors that are there may not be mixed with those that are here, nor read as arrays.
+"""A GPU played by the CPU: `with played_gpu(): model.to("cuda")...`.
 
-`with elsewhere(): model.to("cuda")...`. Only who is where is played; what is computed is the CPU's.
+Tensors that are there may not be mixed with those that are here, nor read as arrays. Only who is
+where is played; what is computed is the CPU's.
 """
 
 from contextlib import contextmanager
@@ -25,21 +26,28 @@ def put(tensor, there=True):
 
 
 def asks_for(place) -> bool | None:
-    """Whether a device, by object, name or a tensor on it, is the GPU; None for what names no device."""
+    """Whether a device, by object, name or a tensor on it, is the GPU; None: it names no device."""
     if isinstance(place, (str, torch.device)):
         return torch.device(place).type == "cuda"
     return is_there(place) if isinstance(place, torch.Tensor) else None
 
 
 def without_place(args, kwargs):
-    """What arguments of `to` ask for, as `asks_for` has it, and the others: (place, args, kwargs); a tensor leaves its kind."""
+    """Arguments of `to` apart: (what is asked for, as `asks_for` has it; other args; kwargs).
+
+    Of a tensor among them its kind is left.
+    """
     given = [part for part in (*args, kwargs.get("device")) if part is not None]
     place = next((asks_for(part) for part in given if asks_for(part) is not None), None)
-    rest = [part.dtype if isinstance(part, torch.Tensor) else part for part in given if not isinstance(part, (str, torch.device))]
+    rest = [
+        part.dtype if isinstance(part, torch.Tensor) else part
+        for part in given
+        if not isinstance(part, (str, torch.device))
+    ]
     return place, rest, {name: value for name, value in kwargs.items() if name != "device"}
 
 
-class Elsewhere(TorchFunctionMode):
+class PlayedGPU(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
         if name == "__deepcopy__":
@@ -79,21 +87,29 @@ class Elsewhere(TorchFunctionMode):
 def move_module(module, *args, **kwargs):
     """`nn.Module.to` with the device played."""
     place, rest, kwargs = without_place(args, kwargs)
+    before = {name: is_there(tensor) for name, tensor in tensors_of(module)}
     with torch._C.DisableTorchFunction():
         module = MOVE(module, *rest, **kwargs) if rest or kwargs else module
-    for tensor in (*module.parameters(), *module.buffers()):
-        put(tensor, is_there(tensor) if place is None else place)
+    for name, tensor in tensors_of(module):  # a buffer may be another object now
+        put(tensor, before[name] if place is None else place)
     return module
+
+
+def tensors_of(module):
+    return [*module.named_parameters(), *module.named_buffers()]
 
 
 MOVE, COPY = nn.Module.to, nn.Parameter.__deepcopy__
 
 
 @contextmanager
-def elsewhere():
-    nn.Module.to, nn.Parameter.__deepcopy__ = move_module, lambda self, memo: put(COPY(self, memo), is_there(self))
+def played_gpu():
+    nn.Module.to, nn.Parameter.__deepcopy__ = (
+        move_module,
+        lambda self, memo: put(COPY(self, memo), is_there(self)),
+    )
     try:
-        with Elsewhere():
+        with PlayedGPU():
             yield
     finally:
         nn.Module.to, nn.Parameter.__deepcopy__ = MOVE, COPY

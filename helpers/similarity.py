@@ -1,0 +1,303 @@
+"""Compare maps with maps: how similar are two, and is that due to the image or to all images?"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata
+from torch import Tensor
+
+from helpers.data import Dataset
+from helpers.evaluation import Predictions, margin_matched_correct
+from helpers.gradcam import GradCAM
+
+MapPairs = dict[str, tuple[Tensor, Tensor]]  # name -> two sets of maps (N, h, w)
+
+
+def flatten_maps(maps: Tensor) -> np.ndarray:
+    """The cells of each map (N, h, w) in one row: (N, h * w) float32.
+
+    Raises:
+        ValueError: a cell is NaN.
+    """
+    cells = maps.detach().float().cpu().flatten(1).numpy()
+    if np.isnan(cells).any():
+        raise ValueError("a map holds NaN, which would be ranked like a number: see `diagnose`")
+    return cells
+
+
+def rank_correlation(first: Tensor, second: Tensor, every: bool = False) -> np.ndarray:
+    """Spearman's rank correlation of two maps over their cells.
+
+    Args:
+        first: (N, h, w).
+        second: (N, h, w); with `every`, (M, h, w).
+        every: compare each map of the first set with each of the second, instead of the maps of the
+            same number.
+
+    Returns:
+        (N,), or (N, M) with `every`, in [-1, 1]. 1: the cells have the same order, -1: the opposite
+        order, 0: the orders are unrelated. NaN where a map is constant and so has no order.
+
+    Raises:
+        ValueError: a cell is NaN.
+    """
+    first_ranks, second_ranks = _unit_ranks(first), _unit_ranks(second)
+    if every:
+        return first_ranks @ second_ranks.T
+    return (first_ranks * second_ranks).sum(1)
+
+
+def _unit_ranks(maps: Tensor) -> np.ndarray:
+    """Ranks of each map's cells, centred and scaled to length 1: (N, h, w) -> (N, h * w)."""
+    ranks = rankdata(flatten_maps(maps), axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # a constant map: 0 / 0 is NaN
+        return ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
+
+
+def same_minus_other(
+    similarities: np.ndarray,
+    same: np.ndarray | None = None,
+    other: np.ndarray | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Are two maps of the same image more similar than two maps of different images?
+
+    Maps of different images may be similar too, since all images may share a pattern. What the
+    image itself contributes is the difference between the two.
+
+    The intervals are the bootstrap's: percentiles of 1,000 resamples of the images. A resample
+    takes an image for both places of a pair, the row and the column, because pairs that share an
+    image are not independent.
+
+    Args:
+        similarities: (N, N), of each map of one set with each map of another, as
+            `rank_correlation(..., every=True)` returns them. NaNs are left out.
+        same: (N, N) bool, which pairs count as "same"; by default the diagonal.
+        other: (N, N) bool, which pairs count as "other"; by default all but the diagonal.
+        seed: of the resampling.
+
+    Returns:
+        The rows "same", "other" and "difference"; the columns mean, from and to (the ends of the
+        mean's 95 % interval). A mean is taken over the partners of each image, then over the images
+        that have partners of both kinds.
+    """
+    count = len(similarities)
+    is_known = ~np.isnan(similarities)
+    values = np.nan_to_num(similarities)
+    diagonal = np.eye(count, dtype=bool)
+    is_same = is_known & (diagonal if same is None else same)
+    is_other = is_known & (~diagonal if other is None else other)
+    # How often each image occurs: once in the sample itself, the first row, then in each resample.
+    resamples = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), 1000)
+    times = np.vstack([np.ones(count), resamples])
+
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: an image without partners
+        same_means = _partner_means(values, is_same, times)
+        other_means = _partner_means(values, is_other, times)
+        times = np.where(np.isnan(same_means + other_means), 0, times)
+        means = {
+            "same": np.nansum(times * same_means, axis=1) / times.sum(1),
+            "other": np.nansum(times * other_means, axis=1) / times.sum(1),
+        }
+    means["difference"] = means["same"] - means["other"]
+    rows = {name: (x[0], *np.nanpercentile(x[1:], (2.5, 97.5))) for name, x in means.items()}
+    return pd.DataFrame(rows, ["mean", "from", "to"]).T
+
+
+def _partner_means(values: np.ndarray, pairs: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Mean value of each image over its partners, in each resample.
+
+    Args:
+        values: (N, N).
+        pairs: (N, N) bool, which pairs are partners.
+        times: (resamples, N), how often each image occurs.
+
+    Returns:
+        (resamples, N); NaN for an image without partners.
+    """
+    return times @ (pairs * values).T / (times @ pairs.T)
+
+
+def contrasts(pairs: MapPairs) -> dict[str, pd.DataFrame]:
+    """`same_minus_other` of the rank correlations between two sets of maps, for each pair of sets.
+
+    Args:
+        pairs: {name: (first, second)}, each (N, h, w), of the same N images.
+
+    Returns:
+        {name: table}.
+    """
+    return {name: _contrast(first, second) for name, (first, second) in pairs.items()}
+
+
+def contrast_tables(grids: dict[str, MapPairs]) -> dict[str, pd.DataFrame]:
+    """Same minus other on several grids, with and without the pattern that all images share.
+
+    Args:
+        grids: {name of a grid: pairs as `contrasts` takes them}.
+
+    Returns:
+        {title: table} of two tables; their rows are (pair, grid), their columns mean, from and to.
+    """
+    as_they_are, without_pattern = {}, {}
+    for grid, pairs in grids.items():
+        for name, (first, second) in pairs.items():
+            remainders = without_shared(first, second)
+            as_they_are[name, grid] = _contrast(first, second).loc["difference"]
+            without_pattern[name, grid] = _contrast(*remainders).loc["difference"]
+    return {
+        "same minus other": pd.DataFrame(as_they_are).T,
+        "same minus other, shared pattern taken out": pd.DataFrame(without_pattern).T,
+    }
+
+
+def _contrast(first: Tensor, second: Tensor) -> pd.DataFrame:
+    return same_minus_other(rank_correlation(first, second, every=True))
+
+
+def pairs_of_maps(
+    explain: GradCAM, dataset: Dataset, predictions: Predictions, twins: Sequence[GradCAM] = ()
+) -> MapPairs:
+    """Raw maps of two classes for the same images, whose evidence might lie in the same place.
+
+    Args:
+        explain: at the layer that is followed by global average pooling and the linear layer `fc`.
+        dataset: the images.
+        predictions: of these images by the network of `explain`; some are wrong.
+        twins: two GradCAMs of other networks, for a positive control.
+
+    Returns:
+        {name: (first, second)}, each (N, h, w). Of mistakes: the predicted and the actual class,
+        and the predicted class and the most probable one that is neither. Of correct predictions
+        that were as close a call: the most probable class and the second. The first and the third
+        pair for log-softmax, too. With twins: the actual class of mistakes, by either network.
+    """
+    num_classes = len(dataset.classes)
+    ranked = np.argsort(-predictions.logits, axis=1)  # classes, the most probable first
+    wrong = np.flatnonzero(~predictions.correct)
+    close = margin_matched_correct(predictions)
+    predicted, actual = predictions.predicted[wrong], predictions.labels[wrong]
+    second, third = ranked[wrong, 1], ranked[wrong, min(2, num_classes - 1)]
+    neither = np.where(second == actual, third, second)
+    top_two = ranked[close, 0], ranked[close, 1]
+
+    of_wrong = all_maps(explain, dataset.tensor(wrong), num_classes)
+    of_close = all_maps(explain, dataset.tensor(close), num_classes)
+    log_of_wrong, log_of_close = (_to_log_softmax(explain, maps) for maps in (of_wrong, of_close))
+    pairs = {
+        "mistakes: predicted, actual": _select_two(of_wrong, predicted, actual),
+        "right, as close: best, second": _select_two(of_close, *top_two),
+        "mistakes: predicted, a third class": _select_two(of_wrong, predicted, neither),
+        "log-softmax, mistakes": _select_two(log_of_wrong, predicted, actual),
+        "log-softmax, right": _select_two(log_of_close, *top_two),
+    }
+    if twins:
+        first, other = (twin.evidence(dataset.tensor(wrong), actual) for twin in twins)
+        pairs["one class, two trainings"] = first, other
+    return pairs
+
+
+def _select_two(maps: Tensor, first: np.ndarray, second: np.ndarray) -> tuple[Tensor, Tensor]:
+    return select_class(maps, first), select_class(maps, second)
+
+
+def _to_log_softmax(explain: GradCAM, maps: Tensor) -> Tensor:
+    """`log_softmax_maps` of maps of all classes, whose cells sum to the logit minus its bias."""
+    bias = explain.model.get_parameter("fc.bias").detach().cpu()
+    logits = maps.sum((2, 3)) + bias
+    return log_softmax_maps(maps, logits.softmax(1))
+
+
+def without_patterns(maps: Tensor, *patterns: Tensor) -> Tensor:
+    """What is left of maps after a constant and these patterns have been fitted by least squares.
+
+    Args:
+        maps: (N, h, w).
+        patterns: (h, w) each.
+
+    Returns:
+        (N, h, w) float64: each map minus its projection on the constant and the patterns.
+    """
+    basis = torch.stack([torch.ones_like(maps[0]), *patterns]).flatten(1).double()
+    flat = maps.flatten(1).double()
+    fitted = flat @ torch.linalg.pinv(basis) @ basis
+    return (flat - fitted).reshape(maps.shape)
+
+
+def without_shared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two sets of maps (N, h, w), each without what all images share.
+
+    That is a constant and the mean maps of both sets: see `without_patterns`.
+    """
+    patterns = first.mean(0), second.mean(0)
+    return without_patterns(first, *patterns), without_patterns(second, *patterns)
+
+
+def log_softmax_maps(maps: Tensor, probabilities: ArrayLike | Tensor) -> Tensor:
+    """Grad-CAM maps of the log-probabilities, computed from the maps of all logits.
+
+    The gradients obey d log p_c = d z_c - sum_k p_k d z_k, and a map is linear in the gradient. So
+    in every cell sum_c p_c map_c is 0, whatever the network: if two classes share the probability,
+    the map of one is the negative of the other's, scaled.
+
+    Args:
+        maps: (N, num_classes, h, w), of the logits.
+        probabilities: (N, num_classes), the softmax of the logits.
+
+    Returns:
+        (N, num_classes, h, w), of the log-probabilities.
+    """
+    p = torch.as_tensor(probabilities, dtype=maps.dtype)[:, :, None, None]
+    return maps - (p * maps).sum(dim=1, keepdim=True)
+
+
+def all_maps(explain: GradCAM, images: Tensor, num_classes: int, batch_size: int = 100) -> Tensor:
+    """Raw maps of every class, in batches that fit in memory.
+
+    Args:
+        explain: computes the maps.
+        images: (N, 3, H, W) in [0, 1].
+        num_classes: of the network.
+        batch_size: images explained at once.
+
+    Returns:
+        (N, num_classes, h, w).
+    """
+    classes = torch.arange(num_classes)
+    batches = images.split(batch_size)
+    return torch.cat([explain.evidence(part, classes.expand(len(part), -1)) for part in batches])
+
+
+def rescale(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Raw maps rescaled to [0, 1], from the smallest cell of each to its largest, and upsampled.
+
+    Unlike a heatmap, the result also shows differences between negative cells.
+
+    Args:
+        maps: (N, h, w).
+        size: height and width of the result in pixels.
+
+    Returns:
+        (N, H, W) in [0, 1]; 0 everywhere for a constant map.
+    """
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    grid = (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
+    return F.interpolate(grid[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def select_class(maps: Tensor, classes: ArrayLike | Tensor) -> Tensor:
+    """Pick the map of one class for each image.
+
+    Args:
+        maps: (N, num_classes, h, w).
+        classes: (N,) integers.
+
+    Returns:
+        (N, h, w).
+    """
+    return maps[torch.arange(len(maps)), torch.as_tensor(classes)]

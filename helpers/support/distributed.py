@@ -1,0 +1,107 @@
+"""Several processes that train one network together, as torchrun starts them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset, DistributedSampler
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's number, and how many train one network together: (0, 1) alone.
+
+    torchrun, and accelerate's `notebook_launcher`, set both in each process's environment.
+    """
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Connect this process with the others of its run, if there are any, while this lasts."""
+    _, world_size = rank_and_world_size()
+    if world_size == 1 or dist.is_initialized():
+        yield
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"  # gloo tells who was stopped without making a GPU wait
+    dist.init_process_group(backend)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def share_batches(dataset: Dataset, batch_size: int) -> tuple[int, DistributedSampler | None]:
+    """This process's share of each batch.
+
+    Returns:
+        How many images it takes of a batch, and what draws them; None alone.
+
+    Raises:
+        ValueError: the processes cannot share a batch evenly.
+    """
+    rank, world_size = rank_and_world_size()
+    if batch_size % world_size:
+        raise ValueError(
+            f"batch_size must be a multiple of {world_size}, the number of processes: "
+            f"got {batch_size}"
+        )
+    if world_size == 1:
+        return batch_size, None
+    sampler: DistributedSampler = DistributedSampler(dataset, world_size, rank, drop_last=True)
+    return batch_size // world_size, sampler
+
+
+def sum_over_processes(values: torch.Tensor, world_size: int) -> torch.Tensor:
+    """Add up a tensor over all processes, in place; alone it is left as it is."""
+    if world_size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def highest_of_processes(number: int, world_size: int) -> int:
+    """The highest of all processes' numbers."""
+    value = torch.tensor(number)
+    if world_size > 1:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
+
+
+def require_same(facts: object, world_size: int) -> None:
+    """Compare what each process was given.
+
+    Raises:
+        ValueError: in every process, where they differ.
+    """
+    found: list[object] = [None] * world_size
+    dist.all_gather_object(found, facts)
+    if any(other != facts for other in found):
+        raise ValueError(
+            "these processes are not of one run: give all of them the same data, settings and "
+            "checkpoint"
+        )
+
+
+def wrap_in_ddp(model: nn.Module, example: torch.Tensor) -> nn.Module:
+    """Wrap a model so that its gradients are means over all processes.
+
+    All start from the weights of process 0. On GPUs batch norm uses the statistics of all
+    processes; on CPUs each uses its own, and the running averages of process 0 are kept.
+
+    Args:
+        model: changed in place on GPUs.
+        example: a batch of inputs on the model's device.
+    """
+    if example.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    wrapped = DistributedDataParallel(model.eval())
+    # After its first pass DDP sums gradients in another order, to other bits. The first pass must
+    # not be a training batch, or a resumed run would differ from one that was never stopped.
+    wrapped(example).sum().backward()
+    return wrapped

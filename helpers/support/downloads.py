@@ -1,0 +1,140 @@
+"""Fetch CIFAR-10's archive once, verify it, and remember for a day that it could not be had."""
+
+import hashlib
+import multiprocessing.pool
+import os
+import shutil
+import time
+import urllib.request
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+
+from tqdm import tqdm
+
+from helpers.support.files import one_line, remove_stale_temporaries, temporary_sibling
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+MD5 = "c58f30108f718f92721af3b95e74349a"  # of the archive, as published beside it
+ARCHIVE = "cifar-10-python.tar.gz"
+UNPACKED = "cifar-10-batches-py"  # the folder in it
+
+CONNECT_TIMEOUT = 10  # seconds without a byte before a download counts as stalled
+MIN_BYTES_PER_SECOND = 20_000  # minimum download speed
+SLOW_GRACE_SECONDS = 30  # how long a download may be slower than that
+RETRY_AFTER_SECONDS = 24 * 3600  # how long `download_or_reason` remembers a failure
+
+REMEDIES = (
+    "check the network and call load_dataset('cifar10') again, or set CIFAR10_URL to a mirror of "
+    "cifar-10-python.tar.gz, or unpack images into data/cifar10/{train,test}/<class>/, or set "
+    "WALKTHROUGH_ROOT to a folder with room to write, or use load_dataset('shapes10')"
+)
+
+
+def download_or_reason(root: Path) -> str:
+    """Download CIFAR-10, unless that failed less than a day ago.
+
+    Args:
+        root: where the archive is unpacked.
+
+    Returns:
+        Why there is no CIFAR-10, in one line; "" where it was downloaded.
+    """
+    note = root / ".download-failed"
+    reason = _recent_failure(note)
+    if reason:
+        return reason
+    try:
+        download_cifar10(root)
+    except RuntimeError as error:
+        with suppress(OSError):
+            note.write_text(str(error))
+        return str(error)
+    return ""
+
+
+def download_cifar10(root: Path) -> None:
+    """Fetch, verify and unpack CIFAR-10's archive; a failure leaves nothing behind.
+
+    Args:
+        root: the archive's folder is unpacked here. CIFAR10_URL in the environment names a mirror.
+
+    Raises:
+        RuntimeError: there is no network, no room, or what came is not the archive; one line that
+            names the remedies.
+    """
+    target = root / UNPACKED
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        remove_stale_temporaries(root)
+        with temporary_sibling(root, ".download-") as folder:
+            archive = folder / ARCHIVE
+            _fetch(_url(), archive)
+            _verify(archive)
+            shutil.unpack_archive(archive, folder)  # safe: its checksum says which files it holds
+            (folder / UNPACKED).rename(target)
+    except (OSError, ValueError, HTTPException) as error:
+        if not target.is_dir():  # else another process was faster
+            raise RuntimeError(f"{_failure()}{one_line(error, 'ascii')}); {REMEDIES}") from error
+
+
+def _url() -> str:
+    return os.environ.get("CIFAR10_URL") or URL
+
+
+def _failure() -> str:
+    return f"CIFAR-10 could not be downloaded from {one_line(_url(), 'ascii')} ("
+
+
+def _recent_failure(note: Path) -> str:
+    """Why the download from this address failed within RETRY_AFTER_SECONDS, or "".
+
+    The note may hold anything, or be a folder.
+    """
+    with suppress(OSError):
+        reason = note.read_text("ascii", "replace")
+        age = abs(time.time() - note.stat().st_mtime)
+        if reason.startswith(_failure()) and age < RETRY_AFTER_SECONDS:
+            return reason
+    return ""
+
+
+def _open(url: str):
+    """Connect, or give up after CONNECT_TIMEOUT: looking up a name has no time limit of its own."""
+    try:
+        with multiprocessing.pool.ThreadPool(1) as pool:
+            call = pool.apply_async(urllib.request.urlopen, (url, None, CONNECT_TIMEOUT))
+            return call.get(CONNECT_TIMEOUT)
+    except multiprocessing.TimeoutError:
+        raise OSError(f"no answer within {CONNECT_TIMEOUT} seconds") from None
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Download a file, with a progress bar.
+
+    Raises:
+        OSError: no answer, or slower than MIN_BYTES_PER_SECOND for SLOW_GRACE_SECONDS.
+    """
+    with _open(url) as response, open(path, "wb") as out:
+        size = int(response.headers.get("Content-Length") or 0) or None
+        deadline = time.monotonic() + SLOW_GRACE_SECONDS
+        with tqdm.wrapattr(out, "write", size, desc="CIFAR-10") as file:
+            while chunk := response.read1(1 << 16):  # read() would wait for all 64 kB
+                file.write(chunk)
+                earned = len(chunk) / MIN_BYTES_PER_SECOND
+                deadline = min(deadline + earned, time.monotonic() + SLOW_GRACE_SECONDS)
+                if time.monotonic() > deadline:
+                    speed = MIN_BYTES_PER_SECOND // 1000
+                    raise OSError(f"it came at less than {speed} kB a second")
+
+
+def _verify(archive: Path) -> None:
+    checksum = hashlib.md5(usedforsecurity=False)
+    with open(archive, "rb") as file:
+        while chunk := file.read(1 << 20):
+            checksum.update(chunk)
+    if checksum.hexdigest() != MD5:
+        size = archive.stat().st_size
+        raise OSError(
+            f"the {size:,} bytes that arrived are not CIFAR-10's archive: their MD5 differs"
+        )

@@ -1,0 +1,139 @@
+"""Where files lie, and how one is written so that a crash leaves the old one or the new one."""
+
+import errno
+import io
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+FOLDER_LOCK = ".walkthrough-lock"  # lies in a temporary folder, locked while its process lives
+NO_LOCKS_HERE = (errno.ENOTSUP, errno.ENOLCK)  # what a disk without locks answers
+
+
+def project_root() -> Path:
+    """The folder that holds `data/`, `runs/` and `images/`.
+
+    Returns:
+        WALKTHROUGH_ROOT of the environment where it is set, else the project's own folder.
+    """
+    root = os.environ.get("WALKTHROUGH_ROOT")
+    if root:
+        return Path(os.path.expanduser(root))
+    return Path(__file__).resolve().parents[2]
+
+
+def one_line(text: object, encoding: str = "utf-8") -> str:
+    """Make one printable line of an error, a path or any other text.
+
+    Args:
+        text: anything that `str` takes.
+        encoding: characters that it lacks are written as escapes.
+
+    Returns:
+        The text without line breaks or control characters, its middle left out beyond 300
+        characters.
+    """
+    line = (str(text) or repr(text)).encode(encoding, "backslashreplace").decode(encoding)
+    line = re.sub(r"[\s\0-\x1f\x7f]+", " ", line).strip()  # a terminal obeys control characters
+    return line if len(line) <= 300 else f"{line[:150]} ... {line[-145:]}"
+
+
+def write_atomically(
+    path: str | os.PathLike, write: Callable[[BinaryIO], object], keep_previous: bool = False
+) -> None:
+    """Write a file in one step: the old file stays until the new one is complete.
+
+    Args:
+        path: where to write; missing folders are made.
+        write: called with a binary file in memory. (In memory because `torch.save` reports a full
+            disk as "unexpected pos".)
+        keep_previous: rename the old file to `<path>.previous` instead of replacing it.
+
+    Raises:
+        OSError: the disk is full or cannot be written to; one line that names the path. What was
+            there before is still there.
+    """
+    content = io.BytesIO()
+    write(content)
+    path = Path(path)
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.getbuffer())
+        if keep_previous and path.exists():
+            os.replace(path, f"{path}.previous")
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
+        raise OSError(f"cannot write {path} ({reason}): make room, or write elsewhere") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def exclusive_lock(path: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes away from a file for as long as this lasts.
+
+    The operating system releases the lock on `<path>.lock` however its process ends; the empty
+    lock file stays. On a disk without locks there is no protection.
+
+    Args:
+        path: the file to protect; missing folders are made. Leftover temporary files of
+            `write_atomically` beside it are removed.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: the folder cannot be written to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(f"{path}.lock", timeout=0))
+            for leftover in path.parent.glob(f"{path.name}.*.tmp"):
+                leftover.unlink()
+        except Timeout:
+            raise BlockingIOError(
+                f"another run is writing {path}: wait for its end, or name another place"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", errno.ENOTSUP) not in NO_LOCKS_HERE:
+                raise
+        yield
+
+
+@contextmanager
+def temporary_sibling(parent: Path, prefix: str) -> Iterator[Path]:
+    """A temporary folder in `parent`, removed at the end.
+
+    It is on the same disk as what it will become, so that a rename is one step. It is locked for as
+    long as it is in use, so that `remove_stale_temporaries` leaves it alone.
+    """
+    with ExitStack() as stack:
+        folder = Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(dir=parent, prefix=prefix, ignore_cleanup_errors=True)
+            )
+        )
+        with suppress(OSError, NotImplementedError):  # no locks on this disk: nothing is swept
+            stack.enter_context(FileLock(folder / FOLDER_LOCK))
+        yield folder
+
+
+def remove_stale_temporaries(parent: Path) -> None:
+    """Remove temporary folders whose process was killed: nobody holds their lock any more."""
+    for lock in parent.glob(f".*-*/{FOLDER_LOCK}"):
+        with suppress(OSError, NotImplementedError):
+            if time.time() - lock.stat().st_mtime > 1:  # a new one may be about to be locked
+                with FileLock(lock, timeout=0):
+                    pass
+                shutil.rmtree(lock.parent)

@@ -1,0 +1,57 @@
+"""Serve a data set in batches, by several processes where that is faster."""
+
+import sys
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+
+def make_loader(
+    dataset: Dataset,
+    batch_size: int,
+    generator: torch.Generator | None = None,
+    num_workers: int = 0,
+    sampler: Sampler | None = None,
+) -> DataLoader:
+    """Batches of uint8 images (B, 3, 32, 32) and labels (B,).
+
+    Args:
+        dataset: if it has a method `seed`, the workers call it anew in each epoch.
+        batch_size: images in a batch; the last one may be smaller.
+        generator: shuffles the images and seeds the workers; None keeps the order.
+        num_workers: processes that load; 0: this one.
+        sampler: gives the images' indices instead, such as a `DistributedSampler`.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    source: Any = dataset if sampler is None else sampler
+    require_images(len(source))
+    # Forked, workers share the images. "fork" is named because in processes of joblib, whose
+    # default is another way, none would start.
+    use_fork = num_workers > 0 and sys.platform == "linux"
+    return DataLoader(
+        dataset,
+        batch_size,
+        shuffle=generator is not None and sampler is None,
+        sampler=sampler,
+        generator=generator,
+        num_workers=num_workers,
+        multiprocessing_context="fork" if use_fork else None,
+        worker_init_fn=_seed_worker,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def require_images(count: int) -> None:
+    """Raise ValueError where there are none."""
+    if count == 0:
+        raise ValueError("there are no images in this data set: take one image or more")
+
+
+def _seed_worker(_: int) -> None:
+    # Albumentations 2.0.8 seeds all workers alike; torch's seed differs by worker and by epoch.
+    worker: Any = get_worker_info()
+    if hasattr(worker.dataset, "seed"):
+        worker.dataset.seed(torch.initial_seed())
