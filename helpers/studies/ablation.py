@@ -1,14 +1,22 @@
-"""What each ingredient of the recipe buys: train a narrow network without it. `python -m helpers.studies.ablation --help`."""
+"""What each ingredient of the recipe buys: train a narrow network without it, several times.
 
+`python -m helpers.studies.ablation --help`
+"""
+
+from collections.abc import Iterable
 from itertools import product
+from typing import Any
 
 import pandas as pd
 
 from helpers.studies import runs
-from helpers.training import TrainConfig, in_one_line
+from helpers.studies.cluster import on_cluster
+from helpers.support.command import one_line_errors
+from helpers.training import TrainConfig
 
+WIDTH, SEEDS = 16, 3
 RECIPE = TrainConfig(epochs=10, image_sizes=(16,) * 4 + (24,) * 3 + (32,), hole=8, degrees=0)
-VARIANTS = {  # name -> what it changes
+VARIANTS: dict[str, dict[str, Any]] = {  # name -> what it changes
     "the recipe": {},
     "without label smoothing": {"label_smoothing": 0.0},
     "without cutout": {"hole": 0},
@@ -17,7 +25,8 @@ VARIANTS = {  # name -> what it changes
     "32 x 32 from the start": {"image_sizes": (32,)},
     "the older write-up's steps": {"degrees": 7.0, "flip": False, "label_smoothing": 0.0},
 }
-CANDIDATES = {  # what might improve on the recipe: `--variants "the recipe" "averaged weights" ...`, with `--width 64`
+# What might improve on the recipe: `--variants "the recipe" "averaged weights" --width 64`.
+CANDIDATES: dict[str, dict[str, Any]] = {
     "averaged weights": {"ema": 0.999},
     "alternating flip": {"alternate_flip": True},
     "hole 12": {"hole": 12},
@@ -29,34 +38,62 @@ CANDIDATES = {  # what might improve on the recipe: `--variants "the recipe" "av
     "twice the peak rate": {"peak_lr": 0.2},
     "TrivialAugment": {"trivial": True},
 }
-ALL = VARIANTS | CANDIDATES
+ALL_VARIANTS = VARIANTS | CANDIDATES
+TWIN_SEEDS = 2  # networks of the unchanged recipe that are kept: they differ in their seed alone
 
 
-def ablation(study: runs.Study, names=tuple(VARIANTS)) -> pd.DataFrame:
-    """Train these variants with each seed; write and return their validation accuracy at the end. Errors: as `Study.fill`.
+def ablation(study: runs.Study, names: Iterable[str] = tuple(VARIANTS)) -> pd.DataFrame:
+    """Train these variants with each seed.
 
-    The networks that the unchanged recipe makes of the first two seeds are kept beside `<data>-ablation.csv` as
-    `<data>-narrow-0.pt` and `<data>-narrow-1.pt`: two that differ in nothing but their seed.
+    The recipe's networks of the first two seeds are kept beside the table `<data>-ablation.csv`, as
+    `<data>-narrow-0.pt` and `<data>-narrow-1.pt`.
+
+    Args:
+        study: says how often, how long and on which images.
+        names: of variants.
+
+    Returns:
+        The table, one row a run. Errors: as `Study.run_missing`.
     """
-    calls, twins = {}, study.path.stem.removesuffix("-ablation") + "-narrow"
+    network_name = study.path.stem.removesuffix("-ablation") + "-narrow"
+    calls: dict[runs.Run, runs.Call] = {}
     for seed, name in product(range(study.seeds), names):
-        keep = study.path.with_name(f"{twins}-{seed}.pt") if seed < 2 and not ALL[name] else None
-        calls[seed, name] = runs.train_once, name, seed, ALL[name], keep
-    return study.fill(calls)
+        changes = ALL_VARIANTS[name]
+        keep = None
+        if seed < TWIN_SEEDS and not changes:
+            keep = study.path.with_name(f"{network_name}-{seed}.pt")
+        calls[seed, name] = (runs.train_once, name, seed, changes, keep)
+    return study.run_missing(calls)
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Validation accuracy of each variant and how far it lies from the recipe's: see `runs.paired`."""
-    return runs.paired(table, "validation_accuracy", ALL).rename(columns={"mean": "accuracy"})
+    """Validation accuracy of each variant, and its difference from the recipe's.
+
+    Args:
+        table: as `ablation` returns it.
+
+    Returns:
+        As `runs.paired`, with the mean in the column accuracy.
+    """
+    compared = runs.paired(table, "validation_accuracy", ALL_VARIANTS)
+    return compared.rename(columns={"mean": "accuracy"})
 
 
-@in_one_line()
-def main(argv=None) -> None:
-    parser = runs.options("ablation", RECIPE, seeds=3, width=16)
-    parser.add_argument("--variants", nargs="+", choices=ALL, default=list(VARIANTS), metavar="NAME", help="which to train")
+@one_line_errors()
+def main(argv: list[str] | None = None) -> None:
+    """Train what the table lacks, and print the summary."""
+    parser = runs.study_parser("ablation", RECIPE, ("epochs", "image_sizes"), SEEDS, WIDTH)
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=ALL_VARIANTS,
+        default=list(VARIANTS),
+        metavar="NAME",
+        help="which to train",
+    )
     args = parser.parse_args(argv)
-    study = runs.prepared(args, "ablation")
-    with runs.on_cluster(args.scheduler, study):
+    study = runs.study_from_args(args, "ablation", RECIPE)
+    with on_cluster(args.scheduler, study):
         table = ablation(study, args.variants)
     print(summarise(table).round(4).to_string())
 

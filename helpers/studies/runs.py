@@ -1,40 +1,45 @@
-"""What the studies share: their runs, the table that a killed study goes on with, differences by seed, and the command."""
+"""What the studies share: their runs, the table of results, and the options of their commands."""
 
 import argparse
 import io
 import multiprocessing
 import os
-import socket
-from collections.abc import Iterable
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed, parallel_config
-from scipy import stats
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from helpers import training
-from helpers.data import Dataset, channel_statistics, load_dataset, make_loader, project_root, split, write_file
+from helpers.data import Dataset, channel_statistics, load_dataset, split
+from helpers.evaluation import predict
 from helpers.model import resnet18, save_weights
-from helpers.pictures import one_line
-from helpers.training import TrainConfig, default_device, evaluate, fit, sole_owner
+from helpers.studies.cluster import WORKER_COMMAND
+from helpers.support.command import add_arguments, config_from_args, make_parser
+from helpers.support.files import exclusive_lock, project_root, write_atomically
+from helpers.support.intervals import student_half_width
+from helpers.training import TrainConfig, fit
 
-PATIENCE = 10  # seconds for which a cluster may let one wait
-# Dask's "nanny" has its workers hand memory back at once (a run took 1.7 times as long) and forbids processes to load images.
-WORKER = "OMP_NUM_THREADS=1 PYTHONPATH=. dask worker ADDRESS --nthreads 1 --no-nanny"
-START = f'pip install "dask[distributed]", then `PYTHONPATH=. dask scheduler` and, for each core, `{WORKER}`'
+Run = tuple[int, str]  # seed and variant
+Call = tuple[Any, ...]  # a function, and its arguments after the study
 
 
 @dataclass(frozen=True)
 class Study:
-    """What all runs of a study have in common, with so many seeds (of weights, order and augmentation) for each variant.
+    """What all runs of a study have in common. A run is one variant, trained with one seed.
 
-    path: the CSV of their results, one row a run.  jobs: runs at a time, each in a process of its own with its share of the
-    processor's cores.
+    Attributes:
+        train: images to learn from.
+        validation: images to score every run on.
+        test: images to score a finished study on.
+        path: the CSV of the results, one row a run.
+        recipe: the settings that variants change.
+        width: channels of the network's first stage.
+        seeds: runs of each variant; a seed fixes weights, order of images and augmentation.
+        jobs: runs at a time, each in a process of its own with its share of the cores.
     """
 
     train: Dataset
@@ -46,137 +51,210 @@ class Study:
     seeds: int
     jobs: int = 1
 
-    def place(self, variant: str, seed: int, kind: str) -> Path:
-        """The path of what a run leaves, in the folder of the table's name: `kind` says what and how the name ends."""
-        return self.path.with_suffix("") / f"{variant.replace(' ', '-')}-{seed}{kind}"
+    @property
+    def settings(self) -> dict[str, int | str]:
+        """What must be the same for all rows of a table, as its columns hold it."""
+        return {
+            "epochs": self.recipe.epochs,
+            "sizes": str(self.recipe.image_sizes),
+            "width": self.width,
+            "stronger_classes": str(self.recipe.stronger_classes),
+            "data": self.train.digest + self.validation.digest,
+        }
 
-    def fill(self, calls: dict) -> pd.DataFrame:
-        """Make those rows of the table that it lacks, each written as it ends, and return the table.
+    def artifact_path(self, variant: str, seed: int, suffix: str) -> Path:
+        """The path of a file that a run leaves, in a folder named like the table."""
+        return self.path.with_suffix("") / f"{variant.replace(' ', '-')}-{seed}{suffix}"
 
-        calls: {(seed, variant): (function, arguments after the study)}; the function, which other processes can import, returns
-        a row's values.
-        Rows that are there are not made again, so a stopped study goes on. Raises ValueError when they are of runs with other
-        settings or images, BlockingIOError when another study is writing the table, KeyboardInterrupt with what to do.
+    def run_missing(self, calls: dict[Run, Call]) -> pd.DataFrame:
+        """Make the runs that the table lacks, and write each row as its run ends.
+
+        Rows that are there are not made again, so a stopped study goes on.
+
+        Args:
+            calls: {(seed, variant): (function, arguments after the study)}. The function returns
+                {column: value}; other processes must be able to import it.
+
+        Returns:
+            The table. Its rows are in the order in which the runs ended.
+
+        Raises:
+            ValueError: the table holds runs with other settings or images.
+            BlockingIOError: another study is writing the table.
+            KeyboardInterrupt: after Ctrl-C; the message says how to go on.
         """
-        path, images = self.path, self.train.digest + self.validation.digest
-        lengths = {"epochs": self.recipe.epochs, "sizes": str(self.recipe.image_sizes), "width": self.width}
-        same = lengths | {"harder": str(self.recipe.harder), "data": images}
-        with sole_owner(path):
-            done = whole_rows(path)
-            if other := [name for name, value in same.items() if any(row.get(name) != value for row in done)]:
-                raise ValueError(f"{path} holds runs with other {', '.join(other)}: delete it, or name another file")
-            had = {(row["seed"], row["variant"]) for row in done}
-            todo = [delayed(_row)(self, key, *call) for key, call in calls.items() if key not in had]
-            # All at once, so that a worker which joins a cluster late has runs to take, and short ones are not put together.
-            rows = Parallel(n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch="all", max_nbytes=None)(todo)
+        settings = self.settings
+        with exclusive_lock(self.path):
+            rows = read_rows(self.path)
+            _require_settings(rows, settings, self.path)
+            done = {(row["seed"], row["variant"]) for row in rows}
+            missing = {run: call for run, call in calls.items() if run not in done}
             try:
-                for row in tqdm(rows, total=len(todo), unit="run"):
-                    done.append(row | same)
-                    write_file(path, lambda file: pd.DataFrame(done).to_csv(file, index=False))
-                    tqdm.write(", ".join(f"{k} {v}" for k, v in row.items()))
+                for row in tqdm(self._make(missing), total=len(missing), unit="run"):
+                    rows.append(row | settings)
+                    write_table(self.path, pd.DataFrame(rows))
+                    tqdm.write(", ".join(f"{name} {value}" for name, value in row.items()))
             except KeyboardInterrupt:
-                message = f"stopped; the runs that are done are in {path}: run this again to go on from there"
-                raise KeyboardInterrupt(message) from None
-        return pd.DataFrame(done)
+                raise KeyboardInterrupt(
+                    f"stopped; the runs that are done are in {self.path}: "
+                    "run this again to go on from there"
+                ) from None
+        return pd.DataFrame(rows)
+
+    def _make(self, calls: dict[Run, Call]) -> Iterator[dict]:
+        """Make these runs; rows come as runs end."""
+        tasks = [delayed(_row)(self, *run, *call) for run, call in calls.items()]
+        # All are dispatched at once, so that a worker which joins a cluster late has runs to take,
+        # and joblib does not put short runs together.
+        parallel = Parallel(
+            self.jobs, return_as="generator_unordered", pre_dispatch="all", max_nbytes=None
+        )
+        return parallel(tasks)
 
 
-@contextmanager
-def on_cluster(scheduler: str | None, study: Study):
-    """Have runs made by the workers of the Dask scheduler at this address, by joblib's backend for it; None: by processes here.
+def _row(study: Study, seed: int, variant: str, function: Callable, *arguments: Any) -> dict:
+    return {"variant": str(variant), "seed": seed, **function(study, *arguments)}
 
-    The study, with its images, goes to each worker once.  When a worker dies, another one goes on with its run, from the
-    last epoch; a run under way at Ctrl-C ends on its worker, for nothing.
-    Raises OSError where there is no cluster that will do (or no Dask), RuntimeError where it is lost on the way.
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a table, {column: value} each; none where there is no file.
+
+    A last row without a line end is dropped: a copy was cut short there.
     """
-    if scheduler is None:
-        yield
-        return
-    with ExitStack() as stack:
-        try:
-            from dask.distributed import CancelledError, Client, KilledWorker
-
-            where = urlsplit(scheduler)
-            socket.create_connection((where.hostname, where.port), timeout=5).close()  # Dask itself would try for long, or hang
-            client = stack.enter_context(Client(scheduler, timeout=PATIENCE))
-            client.run_on_scheduler(one_line, "")  # where it cannot import that, joblib would wait forever
-            client.wait_for_workers(2, PATIENCE)  # for a single one, joblib would make the runs here
-            if max(client.nthreads().values()) > 1:
-                raise ValueError("workers of one thread each are needed: a process has one seed")
-            stack.enter_context(parallel_config(backend="dask", client=client, scatter=[study]))
-        except Exception as error:
-            raise OSError(f"no cluster to use at {scheduler} ({one_line(error)}): {START}") from None
-        try:
-            yield
-        except (CancelledError, KilledWorker) as error:
-            raise RuntimeError(f"{one_line(error)}; what was done is in the table: run this again to go on from there") from None
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    complete = text[: text.rfind("\n") + 1]
+    if not complete:
+        return []
+    return pd.read_csv(io.StringIO(complete)).to_dict("records")
 
 
-def _row(study, key, function, *arguments) -> dict:
-    return {"variant": key[1], "seed": key[0], **function(study, *arguments)}
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, in one step. Errors: as `write_atomically`."""
+    write_atomically(path, lambda file: table.to_csv(file, index=False))
 
 
-def whole_rows(path: Path) -> list[dict]:
-    """The rows of a table, less a last one without its end, as a full disk or a copy cut short leaves it."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    return pd.read_csv(io.StringIO(whole)).to_dict("records") if whole else []
+def _require_settings(rows: list[dict], settings: dict, path: Path) -> None:
+    different = [
+        name for name, value in settings.items() if any(row.get(name) != value for row in rows)
+    ]
+    if different:
+        raise ValueError(
+            f"{path} holds runs with other {', '.join(different)}: delete it, or name another file"
+        )
 
 
-def train_once(study: Study, variant: str, seed: int, changes: dict, keep: Path | None = None) -> dict:
-    """Train a network with these changes to the recipe and return how it scores. keep: where its weights go, if anywhere.
+def train_once(
+    study: Study, variant: str, seed: int, changes: dict, keep: Path | None = None
+) -> dict[str, float]:
+    """Train one network and score it on the validation images.
 
     A run that was killed goes on from its last whole epoch.
+
+    Args:
+        study: what it has in common with the other runs.
+        variant: names its checkpoint.
+        seed: of weights, order and augmentation.
+        changes: {field: value}, to the recipe.
+        keep: where its weights go; None: nowhere.
+
+    Returns:
+        train_accuracy of the last epoch, validation_loss and validation_accuracy, to four digits.
     """
     torch.manual_seed(seed)
-    model, device = resnet18(len(study.train.classes), study.width, *channel_statistics(study.train.images)), default_device()
-    checkpoint = study.place(variant, seed, ".checkpoint")
-    history = fit(model, study.train, None, replace(study.recipe, seed=seed, **changes), device, checkpoint, _end_if_orphaned)
-    scored = evaluate(model, make_loader(study.validation, 500), device)
+    mean, std = channel_statistics(study.train.images)
+    model = resnet18(len(study.train.classes), study.width, mean, std)
+    config = replace(study.recipe, seed=seed, **changes)
+    checkpoint = study.artifact_path(variant, seed, ".checkpoint")
+    history = fit(model, study.train, None, config, checkpoint=checkpoint, log=_end_if_orphaned)
+    predictions = predict(model, study.validation)
     if keep:
         save_weights(model, keep, study.train.classes)
-    for left in checkpoint.parent.glob(f"{checkpoint.name}*"):
-        left.unlink()
-    scores = {"train_accuracy": history["train_accuracy"].iloc[-1]} | {f"validation_{k}": v for k, v in scored.items()}
+    for leftover in checkpoint.parent.glob(f"{checkpoint.name}*"):
+        leftover.unlink()
+    scores = {
+        "train_accuracy": history["train_accuracy"].iloc[-1],
+        "validation_loss": predictions.loss,
+        "validation_accuracy": predictions.accuracy,
+    }
     return {name: round(float(score), 4) for name, score in scores.items()}
 
 
-def _end_if_orphaned(row) -> None:
-    """End a process of `--jobs` whose study was killed: nobody takes its result, and it keeps the study from going on."""
+def _end_if_orphaned(_: dict) -> None:
+    """End a process of `--jobs` whose study was killed, after an epoch, which is saved.
+
+    Nobody takes its result, and its lock on the checkpoint keeps the study from going on.
+    """
     parent = multiprocessing.parent_process()
     if parent and os.getppid() != parent.pid:
-        os._exit(1)  # the epoch is saved
+        os._exit(1)
 
 
-def paired(runs: pd.DataFrame, measure: str, names: Iterable) -> pd.DataFrame:
-    """A measure of each variant, mean and standard deviation over seeds, and how far it lies from that of the first one named.
+def paired(table: pd.DataFrame, measure: str, variants: Iterable[str]) -> pd.DataFrame:
+    """Compare each variant with the first one, seed by seed.
 
-    The difference is taken seed by seed; its standard error is their standard deviation by the root of their number; from and to
-    are the ends of its 95 % interval (Student's t).
+    Args:
+        table: rows of runs, with the columns seed, variant and `measure`.
+        measure: the column to compare.
+        variants: names in the order of the result's rows; those without runs are left out.
+
+    Returns:
+        One row a variant. Columns: mean and standard deviation over its seeds; difference, the mean
+        of its differences from the first variant; their standard error; from and to, their 95 %
+        interval by Student's t; seeds, their number.
     """
-    table = runs.pivot(index="seed", columns="variant", values=measure)
-    table = table[[name for name in names if name in table]]  # rows come in the order in which runs ended
-    difference = table.sub(table.iloc[:, 0], axis=0)
-    mean, error, seeds = difference.mean(), difference.sem(), difference.count()
-    half = stats.t.ppf(0.975, seeds - 1) * error
-    scores = {"mean": table.mean(), "standard deviation": table.std(), "difference": mean, "standard error": error}
-    return pd.DataFrame({**scores, "from": mean - half, "to": mean + half, "seeds": seeds})
+    by_seed = table.pivot(index="seed", columns="variant", values=measure)
+    by_seed = by_seed[[name for name in variants if name in by_seed]]
+    differences = by_seed.sub(by_seed.iloc[:, 0], axis=0)
+    mean, error, seeds = differences.mean(), differences.sem(), differences.count()
+    half_width = student_half_width(error, seeds - 1)
+    columns = {
+        "mean": by_seed.mean(),
+        "standard deviation": by_seed.std(),
+        "difference": mean,
+        "standard error": error,
+        "from": mean - half_width,
+        "to": mean + half_width,
+        "seeds": seeds,
+    }
+    return pd.DataFrame(columns)
 
 
-def options(name: str, recipe: TrainConfig, seeds: int, settings: tuple = (), **defaults) -> argparse.ArgumentParser:
-    """The options that the studies' commands share, and those for these settings of the recipe."""
-    parser = training.options(f"studies.{name}", recipe, ("epochs", "image_sizes", *settings), validation_size=5000, **defaults)
+def study_parser(
+    name: str, recipe: TrainConfig, fields: Iterable[str], seeds: int, width: int
+) -> argparse.ArgumentParser:
+    """A parser with the options that the studies' commands share.
+
+    Args:
+        name: of the study's module.
+        recipe: its values are the defaults.
+        fields: of the recipe, to be options.
+        seeds: default of `--seeds`.
+        width: default of `--width`.
+    """
+    parser = make_parser(f"studies.{name}", validation_size=5000, width=width)
+    add_arguments(parser, recipe, fields)
     parser.add_argument("--seeds", type=int, default=seeds, help="runs of each variant")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; on a CPU as many as cores is fastest")
-    where = f"address of a Dask scheduler, tcp://...: its workers, each `{WORKER}`, make the runs in place of --jobs; "
-    parser.add_argument("--scheduler", help=where + "they must share the folder of --output")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time; on a CPU as many as cores is fastest"
+    )
+    parser.add_argument(
+        "--scheduler",
+        help=f"address of a Dask scheduler, tcp://...: its workers, each `{WORKER_COMMAND}`, make "
+        "the runs in place of --jobs; they must share the folder of --output",
+    )
     return parser
 
 
-def prepared(args: argparse.Namespace, name: str) -> Study:
-    """The study that is asked for."""
+def study_from_args(args: argparse.Namespace, name: str, recipe: TrainConfig) -> Study:
+    """The study that was asked for by the options of `study_parser`."""
     data = load_dataset(args.data, train_size=args.train_size)
+    train, validation = split(data.train, args.validation_size)
     if args.jobs > 1:
-        os.environ["TQDM_DISABLE"] = "1"  # in the processes to come: their bars would write over one another
-    path, recipe = args.output or project_root() / "runs" / f"{data.name}-{name}.csv", training.configured(args)
+        # In the processes to come: their bars would write over one another.
+        os.environ["TQDM_DISABLE"] = "1"
+    path = args.output or project_root() / "runs" / f"{data.name}-{name}.csv"
     path = path.absolute()  # a cluster's workers may have been started elsewhere
-    return Study(*split(data.train, args.validation_size), data.test, path, recipe, args.width, args.seeds, args.jobs)
+    config = config_from_args(args, recipe)
+    return Study(train, validation, data.test, path, config, args.width, args.seeds, args.jobs)

@@ -1,0 +1,276 @@
+"""What the study of the mistakes found: its arms compared, and how far they move the heatmaps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from itertools import permutations, product
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from scipy.spatial import cKDTree
+
+from helpers.similarity import rank_correlation
+from helpers.support.intervals import holm, student_half_width
+
+# The classes of CIFAR-10 that the older write-up found weak.
+WEAK = ("bird", "cat", "deer", "dog", "frog")
+
+
+class Arm(str, Enum):  # noqa: UP042 (Python 3.10 has no StrEnum)
+    """The recipe and what is compared with it, as the tables' column `variant` names them."""
+
+    RECIPE = "the recipe"
+    CLASS_WEIGHTS = "class weights"
+    STRONGER_FOR_WEAK = "stronger for the weak"
+    BOTH = "both"
+    STRONGER_FOR_ALL = "stronger for all"
+    LOGIT_SHIFT = "logit shift"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+# A logit shift has no network of its own: it is added to what the recipe's puts out.
+TRAINED: list[Arm] = [arm for arm in Arm if arm is not Arm.LOGIT_SHIFT]
+# Each arm with the recipe, and the two ways to weigh classes with each other.
+CONTRASTS = [(arm, Arm.RECIPE) for arm in Arm if arm is not Arm.RECIPE]
+CONTRASTS.append((Arm.CLASS_WEIGHTS, Arm.LOGIT_SHIFT))
+MEASURES = ("accuracy", "recall of the weak", "precision of the weak", "calibration error")
+TAKEN_FOR_WEAK = "others taken for the weak"  # the column of `mistakes.taken_for_weak`
+
+NEIGHBOURS = 5  # images of the same class that an image is compared with
+
+
+def summarise(table: pd.DataFrame, weak: tuple[str, ...] = WEAK) -> pd.DataFrame:
+    """How far the first of each of CONTRASTS lies from the second, in each of MEASURES.
+
+    Args:
+        table: one row a run, with the columns variant, seed, accuracy, calibration error, and
+            recall and precision of each class.
+        weak: the weak classes.
+
+    Returns:
+        The rows (measure, contrast); of a contrast with the recipe the arm's name alone. Columns:
+        difference, the mean of the differences of one seed; from and to, its 95 % interval; p, of
+        no difference; corrected, p by Holm's method over all rows, so that the chance of one false
+        finding among them is 5 % at most; finding, in words.
+    """
+    for score in ("recall", "precision"):
+        columns = [f"{score} {name}" for name in weak]
+        table = table.assign(**{f"{score} of the weak": table[columns].mean(axis=1)})
+    rows = {}
+    for measure, (arm, other) in product(MEASURES, CONTRASTS):
+        by_seed = table.pivot(index="seed", columns="variant", values=measure)
+        name = str(arm) if other is Arm.RECIPE else f"{arm}, less {other}"
+        rows[measure, name] = _contrast(by_seed, arm, other)
+    found = pd.DataFrame(rows).T
+    found["corrected"] = holm(found["p"])
+    direction = np.where(found["difference"] > 0, "higher", "lower")
+    is_found = found["corrected"] < 0.05
+    return found.assign(finding=np.where(is_found, direction, "no difference found"))
+
+
+def _contrast(by_seed: pd.DataFrame, arm: Arm, other: Arm) -> dict[str, float]:
+    """Compare two arms (columns) over seeds (rows), by Student's t.
+
+    The error is that of two-way analysis of variance, seeds by trained arms. The logit shift shares
+    the recipe's networks, so with it, it is that of the paired differences.
+    """
+    differences = by_seed[arm] - by_seed[other]
+    mean, error = differences.mean(), differences.sem()
+    degrees_of_freedom = len(differences) - 1
+    if Arm.LOGIT_SHIFT not in (arm, other):
+        trained = by_seed[list(TRAINED)]
+        without_seeds = trained.sub(trained.mean(axis=1), axis=0)
+        residuals = (without_seeds - without_seeds.mean()).to_numpy()
+        degrees_of_freedom *= len(TRAINED) - 1
+        error = np.sqrt(2 * (residuals**2).sum() / degrees_of_freedom / len(differences))
+    no_difference_at_all = abs(mean) <= 1e-12  # in any seed: t would be 0 / 0
+    p = 1.0 if no_difference_at_all else _p_value(mean, error, degrees_of_freedom)
+    half_width = student_half_width(error, degrees_of_freedom)
+    return {"difference": mean, "from": mean - half_width, "to": mean + half_width, "p": p}
+
+
+def _p_value(mean: float, error: float, degrees_of_freedom: int) -> float:
+    """That a mean is 0, by Student's t, both sides."""
+    return 2 * stats.t.sf(abs(mean / error), degrees_of_freedom)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What the networks of S seeds of each trained arm say of the same N validation images.
+
+    Attributes:
+        labels: (N,) actual classes.
+        correct: {arm: (S, N) bool}, which images are right.
+        log_probabilities: (S, N), of the actual class, by the recipe's networks.
+        maps: {arm: (S, N, h, w)}, raw maps of the actual class.
+    """
+
+    labels: np.ndarray
+    correct: dict[Arm, np.ndarray]
+    log_probabilities: np.ndarray
+    maps: dict[Arm, torch.Tensor]
+
+
+def changed_maps(outcomes: Outcomes) -> pd.DataFrame:
+    """How far do the maps move of images that an arm corrects, or breaks, and of others like them?
+
+    Before: the recipe's network of one seed. After: the arm's network of another seed; and, as the
+    null, the recipe's network of that seed. Which images an arm corrects is decided by the networks
+    of the remaining seeds, so that chance in the networks compared does not choose the images:
+    those that at least half of the seeds get right with the arm and not with the recipe, on
+    balance; broken are the reverse. An arm moves the maps of all images, so these are compared with
+    others of their class, right equally often with arm and recipe, that are nearest in the actual
+    class's probability before and in the null.
+
+    Args:
+        outcomes: of at least three seeds; of fewer there is no remaining seed, and no row.
+
+    Returns:
+        A row for each arm, before, after and group. Columns:
+
+        - before, after (seeds), arm, group ("corrected" or "broken"), images (their number);
+        - gain: share right with the arm less that with the recipe, of the seed after;
+        - same of the null, other of the null: mean rank correlation of the maps before and in the
+          null, of one image, or of two;
+        - moved: how much more like the map before the arm's map is than the null's, below 0 where
+          it is less like it;
+        - matched: the same for the images like these, at most NEIGHBOURS for each;
+        - planted: `moved` where every second image has the map after of the nearest image like it:
+          a change that is known to be there.
+
+        Groups of fewer than two images are left out, because they have no other image, and so are
+        groups of which a class has no image to match.
+    """
+    seeds = range(len(outcomes.log_probabilities))
+    rows = []
+    for arm, (before, after) in product(TRAINED[1:], permutations(seeds, 2)):
+        gained = _gained(outcomes, arm, (before, after))
+        unchanged = np.flatnonzero(gained == 0)
+        points = outcomes.log_probabilities[[before, after]].T
+        groups = {"corrected": gained >= 0.5, "broken": gained <= -0.5}
+        for group, is_chosen in groups.items():
+            chosen = np.flatnonzero(is_chosen)
+            matched = nearest_of_class(points, outcomes.labels, chosen, unchanged)
+            if len(chosen) > 1 and matched.size:
+                row = {"before": before, "after": after, "arm": str(arm), "group": group}
+                rows.append(row | _map_scores(outcomes, arm, (before, after), chosen, matched))
+    return pd.DataFrame(rows)
+
+
+def _gained(outcomes: Outcomes, arm: Arm, without: tuple[int, int]) -> np.ndarray:
+    """Share of seeds, less these two, in which the arm and not the recipe is right, on balance."""
+    seeds = range(len(outcomes.log_probabilities))
+    others = [seed for seed in seeds if seed not in without]
+    with_arm = outcomes.correct[arm][others].astype(int)
+    with_recipe = outcomes.correct[Arm.RECIPE][others]
+    return (with_arm - with_recipe).sum(axis=0) / max(len(others), 1)
+
+
+def nearest_of_class(
+    points: np.ndarray, labels: np.ndarray, chosen: np.ndarray, candidates: np.ndarray
+) -> np.ndarray:
+    """For each chosen image the nearest candidates of its class.
+
+    Args:
+        points: (N, dimensions), where the images lie.
+        labels: (N,) classes.
+        chosen: (n,) indices of images.
+        candidates: (m,) indices of images.
+
+    Returns:
+        (n, k) indices, the nearest first. k is NEIGHBOURS, or the fewest candidates that any class
+        among the chosen has; 0 for no image.
+    """
+    classes = np.unique(labels[chosen])
+    members = {label: candidates[labels[candidates] == label] for label in classes}
+    count = min([NEIGHBOURS, *(len(of_class) for of_class in members.values())])
+    nearest = np.empty((len(chosen), count if len(chosen) else 0), dtype=int)
+    if nearest.size == 0:
+        return nearest
+    for label, of_class in members.items():
+        rows = labels[chosen] == label
+        ranks = np.arange(count) + 1  # a list of ranks gives a column each, even for one
+        _, found = cKDTree(points[of_class]).query(points[chosen[rows]], ranks)
+        nearest[rows] = of_class[found]
+    return nearest
+
+
+def _map_scores(
+    outcomes: Outcomes, arm: Arm, pair: tuple[int, int], chosen: np.ndarray, matched: np.ndarray
+) -> dict[str, float]:
+    """The columns of `changed_maps` from images on; of images (n,) and their matches (n, k)."""
+    before, after = pair
+    maps_before = outcomes.maps[Arm.RECIPE][before]
+    maps_of_null = outcomes.maps[Arm.RECIPE][after]
+    maps_of_arm = outcomes.maps[arm][after]
+    null = rank_correlation(maps_before, maps_of_null)
+    moved = rank_correlation(maps_before, maps_of_arm) - null
+    of_all_pairs = rank_correlation(maps_before[chosen], maps_of_null[chosen], every=True)
+    of_two_images = ~np.eye(len(chosen), dtype=bool)
+    nearest = matched[:, 0]
+    swapped = rank_correlation(maps_before[chosen], maps_of_arm[nearest]) - null[chosen]
+    is_swapped = np.arange(len(chosen)) % 2 == 0
+    right_with_arm = outcomes.correct[arm][after, chosen]
+    right_with_recipe = outcomes.correct[Arm.RECIPE][after, chosen]
+    return {
+        "images": len(chosen),
+        "gain": right_with_arm.mean() - right_with_recipe.mean(),
+        "same of the null": np.nanmean(null[chosen]),
+        "other of the null": np.nanmean(of_all_pairs[of_two_images]),
+        "moved": np.nanmean(moved[chosen]),
+        "matched": np.nanmean(moved[matched]),
+        "planted": np.nanmean(np.where(is_swapped, swapped, moved[chosen])),
+    }
+
+
+def summarise_maps(table: pd.DataFrame) -> pd.DataFrame:
+    """`changed_maps` in a row for each arm and group.
+
+    All of it holds for these images: they are not drawn again.
+
+    Args:
+        table: as `changed_maps` returns it.
+
+    Returns:
+        The rows (arm, group). Columns: images, their mean number; gain, same of the null, other of
+        the null, moved, matched and excess, means over pairs of seeds, weighed by their images;
+        from and to, the 95 % interval of excess; p, of no excess; corrected, p by Holm's method
+        over all rows. excess is moved less matched, below 0 where the arm moves the evidence of
+        these images further than that of like ones.
+    """
+    table = table.assign(excess=table["moved"] - table["matched"])
+    scores = ["gain", "same of the null", "other of the null", "moved", "matched", "excess"]
+    rows = {}
+    for name, pairs in table.groupby(["arm", "group"]):
+        means = _weighted_means(pairs, scores)
+        jackknifed = np.array([part["excess"] for part in _without_each_seed(pairs, scores)])
+        degrees_of_freedom = len(jackknifed) - 1
+        error = degrees_of_freedom * stats.sem(jackknifed)
+        half_width = student_half_width(error, degrees_of_freedom)
+        excess = means["excess"]
+        rows[name] = {
+            "images": pairs["images"].mean(),
+            **means,
+            "from": excess - half_width,
+            "to": excess + half_width,
+            "p": _p_value(excess, error, degrees_of_freedom),
+        }
+    found = pd.DataFrame(rows).T
+    return found.assign(corrected=holm(found["p"]))
+
+
+def _weighted_means(pairs: pd.DataFrame, scores: list[str]) -> dict[str, float]:
+    means = np.average(pairs[scores], axis=0, weights=pairs["images"])
+    return dict(zip(scores, means))
+
+
+def _without_each_seed(pairs: pd.DataFrame, scores: list[str]) -> Iterator[dict[str, float]]:
+    """The jackknife's means: over seeds, and not over pairs, because pairs share networks."""
+    for seed in pairs["before"].unique():
+        others = pairs[(pairs["before"] != seed) & (pairs["after"] != seed)]
+        if len(others):
+            yield _weighted_means(others, scores)

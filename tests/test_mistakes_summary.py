@@ -1,0 +1,146 @@
+from itertools import permutations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from helpers.studies import RECORDS, mistakes_summary
+from helpers.studies.mistakes_summary import NEIGHBOURS, TRAINED, WEAK, Arm, nearest_of_class
+from helpers.support.intervals import holm
+
+
+@pytest.mark.parametrize("candidates", [60, 12, 1])
+def test_neighbours_are_the_nearest_of_the_same_class(candidates):
+    """By hand, image by image; classes lie on top of each other, so that most nearest are not."""
+    rng = np.random.default_rng(0)
+    points, labels = rng.random((100, 2)), np.arange(100) % 3
+    chosen, allowed = np.arange(90, 100), np.arange(3 * candidates)[: min(3 * candidates, 90)]
+    found = nearest_of_class(points, labels, chosen, allowed)
+    assert found.shape == (10, min(candidates, NEIGHBOURS))
+    for image, neighbours in zip(chosen, found):
+        of_class = [other for other in allowed if labels[other] == labels[image]]
+        distance = np.linalg.norm(points[of_class] - points[image], axis=1)
+        expected = np.array(of_class)[np.argsort(distance)]
+        assert neighbours.tolist() == expected[: len(neighbours)].tolist()
+
+
+def test_no_neighbours_where_a_class_has_no_candidate_or_nothing_is_chosen():
+    points, labels = np.zeros((6, 2)), np.array([0, 0, 1, 0, 1, 2])
+    assert nearest_of_class(points, labels, np.array([0, 5]), np.array([1, 2])).size == 0
+    assert nearest_of_class(points, labels, np.array([], dtype=int), np.array([1])).size == 0
+
+
+def test_arms_are_the_names_in_the_committed_records():
+    names = set(pd.read_csv(RECORDS / "cifar10-mistakes.csv")["variant"])
+    assert names == set(Arm) == {arm.value for arm in Arm}
+    assert [f"{arm}" for arm in TRAINED] == [arm.value for arm in Arm if arm != "logit shift"]
+    maps = pd.read_csv(RECORDS / "cifar10-mistakes-maps.csv")
+    assert set(maps["arm"]) == set(TRAINED[1:])
+    assert len(mistakes_summary.summarise_maps(maps)) == 2 * len(TRAINED[1:])
+
+
+def test_summary_of_maps_weighs_by_images_and_takes_the_jackknife_over_seeds():
+    rows = [
+        {
+            "before": i,
+            "after": j,
+            "arm": arm,
+            "group": "broken",
+            "images": 2 + i,
+            "gain": -0.1,
+            "moved": -0.1 - i * j / 10,
+        }
+        for i, j in permutations(range(3), 2)
+        for arm in ("both", "class weights")
+    ]
+    table = pd.DataFrame(rows).assign(
+        **{"same of the null": 0.5, "other of the null": 0.1, "matched": -0.1}
+    )
+    found = mistakes_summary.summarise_maps(table)
+    row = found.loc[("both", "broken")]
+    # Images 2, 2, 3, 3, 4, 4; excess 0, 0, 0, -0.2, 0, -0.2.
+    assert row["excess"] == pytest.approx(-0.2 * 7 / 18)
+    assert row["moved"] == pytest.approx(-0.1 + row["excess"])
+    assert (row["images"], row["gain"], row["other of the null"]) == pytest.approx((3, -0.1, 0.1))
+    # Without seed 0 all of the rest lies lower by 0.2; without seed 1, or seed 2, nothing does.
+    error = np.sqrt(2 / 3 * np.sum((np.array([-0.2, 0, 0]) - -0.2 / 3) ** 2))
+    half = stats.t.ppf(0.975, 2) * error
+    assert (row["from"], row["to"]) == pytest.approx((row["excess"] - half, row["excess"] + half))
+    assert row["p"] == pytest.approx(2 * stats.t.sf(-row["excess"] / error, 2))
+    assert row["corrected"] == pytest.approx(min(2 * row["p"], 1)) and len(found) == 2
+
+
+def made_up(effects, seeds=5, noise=0.001):
+    """A table of results: each arm differs by its effect, with some noise, in every score."""
+    rng = np.random.default_rng(0)
+    scores = [
+        "accuracy",
+        "calibration error",
+        *(f"{m} {c}" for m in ("recall", "precision") for c in WEAK),
+    ]
+    rows = [
+        {"variant": arm, "seed": seed}
+        | {score: 0.9 + seed / 100 + effect + noise * rng.standard_normal() for score in scores}
+        for seed in range(seeds)
+        for arm, effect in effects.items()
+    ]
+    return pd.DataFrame(rows).sample(frac=1, random_state=0)
+
+
+def test_summary_is_analysis_of_variance_with_holms_correction_and_says_so_when_there_is_nothing():
+    table = made_up(dict.fromkeys(Arm, 0) | {"both": 0.02, "class weights": -0.02})
+    found = mistakes_summary.summarise(table)
+    assert len(found) == 24
+    table = table.assign(recall=table[[f"recall {c}" for c in WEAK]].mean(axis=1))
+    for measure, column in {"accuracy": "accuracy", "recall of the weak": "recall"}.items():
+        by_seed = table.pivot(index="seed", columns="variant", values=column)
+        # The same by least squares: a column for each seed and each trained arm but one.
+        stacked = by_seed[list(TRAINED)].stack().reset_index()
+        columns = (
+            pd.get_dummies(stacked["seed"])
+            .join(pd.get_dummies(stacked["variant"]).drop(columns="the recipe"))
+            .astype(float)
+        )
+        effects, (left,), *_ = np.linalg.lstsq(columns, stacked[0], rcond=None)
+        covariance = left / 16 * np.linalg.inv(columns.T @ columns)
+        for arm in TRAINED[1:]:
+            row, number = found.loc[(measure, arm)], list(columns).index(arm)
+            error = np.sqrt(covariance[number, number])
+            assert row["difference"] == pytest.approx(effects[number])
+            assert row["to"] - row["difference"] == pytest.approx(stats.t.ppf(0.975, 16) * error)
+            assert row["p"] == pytest.approx(2 * stats.t.sf(abs(effects[number]) / error, 16))
+        names = {
+            "logit shift": ("logit shift", "the recipe"),
+            "class weights, less logit shift": ("class weights", "logit shift"),
+        }
+        for name, (arm, other) in names.items():
+            row, test = found.loc[(measure, name)], stats.ttest_rel(by_seed[arm], by_seed[other])
+            assert row["p"] == pytest.approx(test.pvalue)
+            assert (row["from"], row["to"]) == pytest.approx(tuple(test.confidence_interval()))
+    words = {
+        "both": "higher",
+        "class weights": "lower",
+        "class weights, less logit shift": "lower",
+    }
+    for (_, contrast), row in found.iterrows():
+        assert row["finding"] == words.get(contrast, "no difference found"), contrast
+    np.testing.assert_allclose(found["corrected"], holm(found["p"]))
+
+
+def test_nothing_is_found_where_the_arms_are_the_recipe_to_the_digit():
+    found = mistakes_summary.summarise(made_up(dict.fromkeys(Arm, 0), noise=0))
+    assert set(found["finding"]) == {"no difference found"} and (found["corrected"] == 1).all()
+
+
+def test_uncorrected_finding_among_many_is_none():
+    table = made_up(dict.fromkeys(Arm, 0) | {"both": 0.0006}, noise=0.001)
+    found = mistakes_summary.summarise(table)
+    assert (found["p"] < 0.05).any() and set(found["finding"]) == {"no difference found"}
+
+
+def test_holms_correction_by_hand():
+    p = pd.Series([0.01, 0.04, 0.03, 0.005], index=list("abcd"))
+    # In order: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04, which may not be below the one before.
+    assert holm(p).to_dict() == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+    assert holm(pd.Series([0.6, 0.7])).tolist() == [1, 1]

@@ -1,0 +1,117 @@
+import multiprocessing
+import signal
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import tiny
+from filelock import FileLock
+
+from helpers import training
+from helpers.studies import ablation, runs
+from helpers.support.files import exclusive_lock
+
+
+def test_run_that_was_killed_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
+    study = tiny.make_study(tmp_path / "a.csv", recipe=replace(tiny.RECIPE, epochs=3))
+    whole = runs.train_once(study, "without flip", 0, {"flip": False})
+    epochs = []
+
+    def killed(*args, checkpoint, log):
+        def note(row):
+            epochs.append(row["epoch"])
+            if epochs == [1, 2]:
+                raise KeyboardInterrupt
+
+        return training.fit(*args, checkpoint=checkpoint, log=note)
+
+    monkeypatch.setattr(runs, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train_once(study, "without flip", 0, {"flip": False})
+    assert runs.train_once(study, "without flip", 0, {"flip": False}) == whole
+    assert epochs == [1, 2, 3] and list((tmp_path / "a").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("cut", "lost"),
+    [(0, 0), (1, 1), (9, 1), (120, 2), (10_000, 7)],
+    ids="{} characters".format,
+)
+def test_row_cut_in_its_middle_is_run_again(tmp_path, monkeypatch, cut, lost):
+    seen = []
+
+    def fit(*args, **kwargs):
+        seen.append(args)
+        return pd.DataFrame({"train_accuracy": [0.5 + len(seen) / 100]})
+
+    monkeypatch.setattr(runs, "fit", fit)
+    study = tiny.make_study(tmp_path / "ablation.csv")
+    ablation.ablation(study)
+    study.path.write_bytes(study.path.read_bytes()[: -cut or None])
+    ablation.ablation(study)
+    table, kept = pd.read_csv(study.path), 7 - lost
+    assert list(table["variant"]) == list(ablation.VARIANTS)
+    assert not table.isna().any(axis=None)
+    expected = [0.5 + number / 100 for number in (*range(1, kept + 1), *range(8, 8 + lost))]
+    assert table["train_accuracy"].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.process
+def test_runs_side_by_side_give_the_rows_of_runs_one_by_one(tmp_path):
+    names = ["the recipe", "without flip", "constant learning rate"]
+    tables = []
+    with tiny.one_thread():
+        for jobs in (1, 2):
+            study = tiny.make_study(tmp_path / f"{jobs}-ablation.csv", jobs=jobs)
+            table = ablation.ablation(study, names)
+            tables.append(table.sort_values("variant", ignore_index=True))
+    pd.testing.assert_frame_equal(*tables)
+    assert sorted(tables[0]["variant"]) == sorted(names)
+
+
+def run_two_at_a_time(path):
+    """One run that ends at once, then two that would take hours, side by side."""
+    study = tiny.make_study(path, jobs=2)
+    calls = {(0, "short"): (runs.train_once, "short", 0, {}, path.with_name("short.pt"))}
+    for seed in (0, 1):
+        calls[seed, "long"] = (runs.train_once, "long", seed, {"epochs": 5_000})
+    study.run_missing(calls)
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows cannot kill")
+def test_killed_study_keeps_its_rows_and_its_processes_leave_their_checkpoints_to_the_next(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "a.csv"
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=run_two_at_a_time, args=(path,))
+    process.start()
+    checkpoints = [tmp_path / "a" / f"long-{seed}.checkpoint" for seed in (0, 1)]
+    while not all(checkpoint.exists() for checkpoint in checkpoints):
+        assert process.is_alive()
+        time.sleep(0.01)
+    with pytest.raises(BlockingIOError), exclusive_lock(checkpoints[0]):
+        pass
+    process.kill()
+    process.join()
+    for checkpoint in checkpoints:
+        with FileLock(f"{checkpoint}.lock", timeout=60):
+            assert checkpoint.exists()
+
+    before = pd.read_csv(path)
+    assert before["variant"].tolist() == ["short"]
+    written, started = (tmp_path / "short.pt").stat().st_mtime_ns, []
+
+    def fit(*args, checkpoint, log):
+        started.append(checkpoint.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "fit", fit)
+    calls = {(0, name): (runs.train_once, name, 0, {}) for name in ("short", "long")}
+    with pytest.raises(KeyboardInterrupt, match="run this again to go on"):
+        tiny.make_study(path).run_missing(calls)
+    assert started == ["long-0.checkpoint"]
+    pd.testing.assert_frame_equal(pd.read_csv(path), before)
+    assert (tmp_path / "short.pt").stat().st_mtime_ns == written
