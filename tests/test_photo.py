@@ -1,25 +1,20 @@
-import io
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tools import as_bytes
 
 from helpers import plots
 from helpers.gradcam import GradCAM
 from helpers.interactive import photo
 from helpers.model import resnet18
-from helpers.pictures import read
+from helpers.support.image_files import read_image
 
-QUARTERS = np.zeros((40, 60, 3), np.uint8)  # black, but for a red upper left and a blue lower right quarter
-QUARTERS[:20, :30], QUARTERS[20:, 30:] = (255, 0, 0), (0, 0, 255)
+# Black, but for a red upper left and a blue lower right quarter.
+QUARTERS = np.zeros((40, 60, 3), np.uint8)
+QUARTERS[:20, :30] = (255, 0, 0)
+QUARTERS[20:, 30:] = (0, 0, 255)
 CLASSES = tuple("abcdefghij")
-
-
-def as_bytes(image, form="PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
 
 
 def test_the_network_gets_the_central_square():
@@ -30,34 +25,48 @@ def test_the_network_gets_the_central_square():
     torch.testing.assert_close(got[..., 1:-1], torch.full((1, 3, 32, 30), 0.2), atol=0.01, rtol=0)
 
 
-@pytest.mark.parametrize(("factor", "words"), [(0, "only 10% sure, so do not rely on it"), (500, "100% sure")])
+@pytest.mark.parametrize(
+    ("factor", "words"), [(0, "only 10% sure, so do not rely on it"), (500, "100% sure")]
+)
 def test_explanation_is_of_the_two_likeliest_classes(monkeypatch, factor, words):
     torch.manual_seed(0)
     model = resnet18(width=16).eval()
     model.fc.weight.data *= factor
     model.fc.bias.data *= 0
     shown = {}
-    monkeypatch.setattr(plots, "explanation", lambda *args, **kwargs: shown.update(zip("itpclm", args), **kwargs))
+
+    def record(*args, **kwargs):
+        names = ("image", "title", "probabilities", "classes", "labels", "maps")
+        shown.update(zip(names, args), **kwargs)
+
+    monkeypatch.setattr(plots, "explanation_card", record)
     content = as_bytes(Image.fromarray(QUARTERS))
     _, verdict = photo.explain_photo(model, content, CLASSES)
     assert words in verdict and "a, b, c" in verdict
-    images = photo.to_network(read(content))
+    images = photo.to_network(read_image(content))
     best = model(images).topk(2).indices
-    assert shown["l"] == [CLASSES[i] for i in best[0]] and shown["photo"].size == (60, 40)
+    assert shown["labels"] == [CLASSES[number] for number in best[0]]
+    assert shown["photo"].size == (60, 40)
     expected = GradCAM(model).evidence(images, best)[0]
-    raw = shown["m"]["4 × 4 cells"][0]
-    torch.testing.assert_close(raw, torch.cat([expected, expected[:1] - expected[1:]]), rtol=1e-4, atol=1e-4)
-    assert shown["m"]["8 × 8 cells"][0].shape == (3, 8, 8)
+    raw = shown["maps"]["4 × 4 cells"][0]
+    difference = expected[:1] - expected[1:]
+    torch.testing.assert_close(raw, torch.cat([expected, difference]), rtol=1e-4, atol=1e-4)
+    assert shown["maps"]["8 × 8 cells"][0].shape == (3, 8, 8)
 
 
-def test_upload_explains_a_photo_and_survives_a_bad_one(monkeypatch, capsys):
-    model = resnet18(width=16).eval()
+def test_without_a_front_end_upload_says_how_to_get_one(monkeypatch, capsys):
     monkeypatch.setattr(photo, "has_front_end", lambda: False)
-    assert photo.upload(model, CLASSES) is None and "upload" in capsys.readouterr().out
+    assert photo.upload(resnet18(width=16).eval(), CLASSES) is None
+    assert "upload" in capsys.readouterr().out
+
+
+def test_upload_explains_a_photo_and_survives_a_bad_one(monkeypatch):
     monkeypatch.setattr(photo, "has_front_end", lambda: True)
-    button, note, picture = photo.upload(model, CLASSES).children
-    good, bad = ({"name": "x", "type": "", "size": 1, "content": c} for c in (as_bytes(Image.fromarray(QUARTERS)), b"<no image>"))
-    for files, there in (((good,), True), ((bad,), False), ({"x": good}, True)):
+    button, note, picture = photo.upload(resnet18(width=16).eval(), CLASSES).children
+    contents = (as_bytes(Image.fromarray(QUARTERS)), b"<no image>")
+    good, bad = ({"name": "x", "type": "", "size": 1, "content": each} for each in contents)
+    for files, is_image in (((good,), True), ((bad,), False), ({"x": good}, True)):
         button.notify_change({"name": "value", "type": "change", "old": None, "new": files})
-        assert bool(picture.value) is there
-        assert ("sure" in note.value) is there and ("not an image" in note.value) is not there
+        assert bool(picture.value) is is_image
+        assert ("sure" in note.value) is is_image
+        assert ("not an image" in note.value) is not is_image

@@ -1,1 +1,6 @@
-"""What is played with: an explorer, two games, a photograph of one's own."""
+"""Interactive elements for notebooks and pages.
+
+explorer.py: browse predictions and their maps; game.py: guess from heatmaps. Both run in any
+browser, through embed.py and the scripts. playground.py and photo.py are widgets, which need a
+notebook's kernel. pages.py writes the notebooks as pages.
+"""

@@ -1,14 +1,10 @@
-"""Explore predictions and their heatmaps: in a notebook or on a page, without a kernel, a library or a network."""
+"""Explore predictions and their heatmaps in any browser, in a notebook or on a page."""
 
-import base64
-import html
 import io
-import json
 import os
-import zlib
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from IPython.display import HTML
@@ -18,127 +14,187 @@ from PIL import Image
 from helpers import plots
 from helpers.data import Dataset
 from helpers.evaluation import Predictions
-from helpers.explanation import all_maps
-from helpers.gradcam import GradCAM
-from helpers.interactive.front_end import as_png
-from helpers.interactive.photo import grids, rows
+from helpers.gradcam import GradCAM, as_heatmaps
+from helpers.interactive.embed import embed, quantised, to_base64
+from helpers.model import PreActResNet, dilated
+from helpers.similarity import all_maps
 
-IMAGES = 1024  # held by an explorer; WALKTHROUGH_IMAGES in the environment sets another number, for smaller notebooks
-COLUMNS = 32  # of the sprite
+IMAGES = 1024  # in an explorer; WALKTHROUGH_IMAGES in the environment sets another number
+COLUMNS = 32  # images in a row of the sprite, the one picture that holds them all
 
 
-def explore(model, sets: dict[str, tuple[Dataset, Predictions]], count: int | None = None) -> HTML:
-    """Choose images by set, class and outcome; see each with its probabilities, two classes' maps and their difference.
+def explore(
+    model: PreActResNet,
+    sets: Mapping[str, tuple[Dataset, Predictions]],
+    count: int | None = None,
+) -> HTML:
+    """Choose images by set, class and outcome; see each with its probabilities and maps.
 
-    model: of this project.  sets: {name: (images, the model's predictions for them)}.
-    count: images to hold, `IMAGES` by default; fewer of them where there are more than ten classes, whose maps are held, too.
-    Each set gives its mistakes, to each a right prediction like it (see `pairs`), and others if there is room left.
-    The images are stored as JPEG, for the eye; the maps are those of the exact pixels, in steps of 1/127 of an image's maximum.
+    The maps are those of any two classes, and their difference. Each set gives its mistakes, to
+    each a right prediction like it (see `match_mistakes`), and others if there is room left. The
+    images are stored as JPEG, for the eye; the maps are those of the exact pixels, in steps of
+    1/127 of an image's maximum.
+
+    Args:
+        model: of this project.
+        sets: {name: (images, the model's predictions for them)}.
+        count: images to hold, `IMAGES` by default; fewer of them where there are more than ten
+            classes, whose maps are held, too.
+
+    Returns:
+        The explorer, to show in a notebook or on a page.
     """
-    (dataset, predictions), *_ = sets.values()
+    dataset, predictions = next(iter(sets.values()))
+    classes = dataset.classes
     count = count or int(os.environ.get("WALKTHROUGH_IMAGES", IMAGES))
-    count = min(count, 10 * IMAGES // len(dataset.classes)) // len(sets)
-    chosen = [choose(predictions, count) for _, predictions in sets.values()]
-    held = [dataset.subset(indices) for (dataset, _), indices in zip(sets.values(), chosen)]
-    cams, tensor = grids(model), torch.cat([part.tensor() for part in held])
+    count = min(count, 10 * IMAGES // len(classes)) // len(sets)
+
+    rows: list[dict[str, Any]] = []
+    parts = []
+    for number, (images, answers) in enumerate(sets.values()):
+        chosen = choose_images(answers, count)
+        rows.extend(_rows(number, answers, chosen))
+        parts.append(images.subset(chosen))
+
+    cams = cams_by_grid(model)
+    tensor = torch.cat([part.tensor() for part in parts])
     data = {
-        "classes": dataset.classes,
+        "classes": classes,
         "sets": list(sets),
-        "images": [row for i, (_, answers) in enumerate(sets.values()) for row in _rows(i, answers, chosen[i])],
-        "grids": [quantised(all_maps(cam, tensor, len(dataset.classes))) for cam in cams.values()],
+        "images": rows,
+        "grids": [quantised(all_maps(cam, tensor, len(classes))) for cam in cams.values()],
         "size": tensor.shape[-1],
         "columns": COLUMNS,
-        "sprite": _sprite(np.concatenate([part.images for part in held])),
+        "sprite": _sprite(np.concatenate([part.images for part in parts])),
     }
-    alt = "One image, bars of its probabilities, and on two grids the maps of two classes and their difference"
-    return alive("explorer", data, picture(cams, dataset, predictions, chosen[0][0]), alt)
-
-
-def alive(kind: str, data: dict, still: Figure, alt: str) -> HTML:
-    """Something to play with in a browser: a still figure with data, and the script that puts a live one in its place.
-
-    Where no script runs (on GitHub, in a notebook that is not trusted) the figure stays; its alternative text is alt.
-    kind: "explorer" or "game", a function of explorer.js.  data: whatever that takes; texts in it are never markup.
-    """
-    folder = Path(__file__).parent
-    script, style, markup = ((folder / name).read_text("utf-8") for name in ("explorer.js", "explorer.css", f"{kind}.html"))
-    palettes = [
-        _base64(matplotlib.colormaps[name](range(256), bytes=True)[:, :3].tobytes()) for name in (plots.HEAT, plots.SIGNED)
-    ]
-    data = data | {"kind": kind, "style": style, "markup": markup, "palettes": palettes}
-    figure = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{_base64(as_png(still))}" style="max-width: 100%">'
-    content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # or a class called </script> would end it
-    return HTML(
-        f'<div class="alive" data-lm-suppress-shortcuts="true">{figure}<script type="application/json">{content}</script></div>'
-        f"<script>{script}</script>"
+    still = still_figure(cams, dataset, predictions, rows[0]["index"])
+    alt = (
+        "One image, bars of its probabilities, "
+        "and on two grids the maps of two classes and their difference"
     )
+    return embed("explorer", data, still, alt)
 
 
-def quantised(maps: torch.Tensor) -> dict:
-    """Maps (N, ..., h, h) in 8 bits: a scale for each image, by which its whole numbers from -127 to 127 are multiplied."""
-    scales = maps.flatten(1).abs().amax(1).clamp_min(1e-12) / 127
-    whole = (maps / scales.view(-1, *[1] * (maps.ndim - 1))).round().to(torch.int8)
-    return {
-        "side": maps.shape[-1],
-        "scales": [float(f"{s:.6g}") for s in scales],
-        "cells": _base64(zlib.compress(whole.numpy(), 9)),
-    }
+def choose_images(predictions: Predictions, count: int) -> np.ndarray:
+    """Choose images to hold: mistakes and their matches in turns, then others at random.
 
+    Args:
+        predictions: for N images.
+        count: how many to choose.
 
-def choose(predictions: Predictions, count: int) -> np.ndarray:
-    """So many images to hold: each mistake and the right prediction that is its pair in turns, then others, at random."""
+    Returns:
+        Indices, (count,), or fewer if there are no more.
+    """
     rng = np.random.default_rng(0)
-    alike = pairs(predictions, count // 2, rng).ravel()
-    others = np.setdiff1d(np.arange(len(predictions.labels)), alike)
-    return np.concatenate([alike, rng.permutation(others)])[:count]
+    matched = match_mistakes(predictions, count // 2, rng).ravel()
+    others = np.setdiff1d(np.arange(len(predictions.labels)), matched)
+    return np.concatenate([matched, rng.permutation(others)])[:count]
 
 
-def pairs(predictions: Predictions, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Mistakes, at most count, and to each a right prediction of its own: (n, 2) indices.
+def match_mistakes(predictions: Predictions, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Match mistakes with right predictions, so that neither class nor confidence tells them apart.
 
-    It is of the same predicted class (where one is left), and as close in confidence as there is, so that neither class nor
-    confidence tells the two apart.
+    A match is of the same predicted class (where one is left), and as close in confidence as there
+    is. No image is taken twice.
+
+    Args:
+        predictions: for N images.
+        count: largest number of mistakes, chosen at random.
+        rng: for that choice.
+
+    Returns:
+        Indices (n, 2): a mistake and its match.
     """
-    wrong, right = np.flatnonzero(~predictions.correct), np.flatnonzero(predictions.correct)
-    found = []
-    for index in rng.permutation(wrong)[: min(count, len(right))]:
-        free = np.setdiff1d(right, [pair[1] for pair in found])
-        same = free[predictions.predicted[free] == predictions.predicted[index]]
-        alike = same if len(same) else free
-        found.append((index, alike[np.abs(predictions.confidence[alike] - predictions.confidence[index]).argmin()]))
-    return np.array(found, dtype=int).reshape(-1, 2)
+    predicted, confidence = predictions.predicted, predictions.confidence
+    wrong = np.flatnonzero(~predictions.correct)
+    free = np.flatnonzero(predictions.correct)
+    pairs = []
+    for mistake in rng.permutation(wrong)[: min(count, len(free))]:
+        same_class = free[predicted[free] == predicted[mistake]]
+        candidates = same_class if len(same_class) else free
+        gaps = np.abs(confidence[candidates] - confidence[mistake])
+        match = candidates[gaps.argmin()]
+        pairs.append((mistake, match))
+        free = free[free != match]
+    return np.array(pairs, dtype=int).reshape(-1, 2)
 
 
-def picture(cams: dict[str, GradCAM], dataset: Dataset, predictions: Predictions, index: int) -> Figure:
-    """An image, its probabilities, and a row for each of these grids: the maps of two classes and their difference.
+def cams_by_grid(model: PreActResNet) -> dict[str, GradCAM]:
+    """Grad-CAM at `layer4` on two grids: the network's own, and the finer one of its dilated form.
 
-    The classes are the predicted one and the actual one, or the runner-up where the prediction is right.
+    Returns:
+        {name of the grid: its Grad-CAM}.
     """
-    said, second = np.argsort(-predictions.logits[index])[:2]
-    two = [int(said), int(second if predictions.correct[index] else predictions.labels[index])]
-    title = f"said {dataset.classes[said]}\nis {dataset.classes[dataset.labels[index]]}"
-    image, names = dataset.tensor([index]), [dataset.classes[number] for number in two]
-    maps = rows(cams, image, two)
-    return plots.explanation(image[0], title, predictions.probabilities[index], dataset.classes, names, maps)
+    return {"4 × 4 cells": GradCAM(model), "8 × 8 cells": GradCAM(dilated(model))}
 
 
-def _rows(number, predictions, chosen):
-    """What is known of each chosen image of this set."""
+def maps_by_grid(
+    cams: Mapping[str, GradCAM], images: torch.Tensor, classes: Sequence[int] | torch.Tensor
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What `plots.explanation_card` draws of one image.
+
+    Args:
+        cams: {name of a grid: its Grad-CAM}.
+        images: the image, (1, 3, H, W) in [0, 1].
+        classes: two.
+
+    Returns:
+        {name of a grid: (raw, heatmaps)}. raw: the maps of the two classes and their difference,
+        (3, h, w). heatmaps: those of the two classes, (2, H, W).
+    """
+    found = {}
+    for name, cam in cams.items():
+        maps = cam.evidence(images, torch.as_tensor(classes)[None])[0]
+        raw = torch.cat([maps, maps[:1] - maps[1:]])
+        found[name] = raw, as_heatmaps(maps[None], images.shape[-2:])[0]
+    return found
+
+
+def still_figure(
+    cams: Mapping[str, GradCAM], dataset: Dataset, predictions: Predictions, index: int
+) -> Figure:
+    """Draw an image, its probabilities, and for every grid the maps of two classes.
+
+    The classes are the predicted one and the actual one, or the runner-up where the prediction is
+    right.
+
+    Args:
+        cams: {name of a grid: its Grad-CAM}, as of `cams_by_grid`.
+        dataset: the images.
+        predictions: for all of them.
+        index: of the image.
+    """
+    said, runner_up = np.argsort(-predictions.logits[index])[:2]
+    actual = predictions.labels[index]
+    pair = [int(said), int(runner_up if predictions.correct[index] else actual)]
+    title = f"said {dataset.classes[said]}\nis {dataset.classes[actual]}"
+    images = dataset.tensor([index])
+    names = [dataset.classes[number] for number in pair]
+    maps = maps_by_grid(cams, images, pair)
+    probabilities = predictions.probabilities[index]
+    return plots.explanation_card(images[0], title, probabilities, dataset.classes, names, maps)
+
+
+def _rows(
+    set_number: int, predictions: Predictions, chosen: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """What is known of each chosen image of a set."""
     for index in chosen:
-        said, actual = int(predictions.predicted[index]), int(predictions.labels[index])
-        shares = predictions.probabilities[index].round(4).tolist()
-        yield {"set": number, "index": int(index), "said": said, "actual": actual, "probabilities": shares}
+        yield {
+            "set": set_number,
+            "index": int(index),
+            "said": int(predictions.predicted[index]),
+            "actual": int(predictions.labels[index]),
+            "probabilities": predictions.probabilities[index].round(4).tolist(),
+        }
 
 
-def _sprite(images):
-    """All images (N, S, S, 3) in one picture, row by row."""
+def _sprite(images: np.ndarray) -> str:
+    """All images (N, S, S, 3) in one picture, row by row, as a JPEG's address."""
     size = images.shape[1]
-    images = np.concatenate([images, np.zeros((-len(images) % COLUMNS, size, size, 3), np.uint8)])
-    sheet = images.reshape(-1, COLUMNS, size, size, 3).swapaxes(1, 2).reshape(-1, COLUMNS * size, 3)
+    blanks = np.zeros((-len(images) % COLUMNS, size, size, 3), np.uint8)
+    tiles = np.concatenate([images, blanks]).reshape(-1, COLUMNS, size, size, 3)
+    sheet = tiles.swapaxes(1, 2).reshape(-1, COLUMNS * size, 3)
     jpeg = io.BytesIO()
     Image.fromarray(sheet).save(jpeg, "JPEG", quality=85, subsampling=0)
-    return f"data:image/jpeg;base64,{_base64(jpeg.getvalue())}"
-
-
-def _base64(content) -> str:
-    return base64.b64encode(content).decode()
+    return f"data:image/jpeg;base64,{to_base64(jpeg.getvalue())}"

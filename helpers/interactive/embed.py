@@ -1,0 +1,86 @@
+"""Put something interactive into a notebook or a page: a still figure, data, and a script.
+
+It needs no kernel, library or network. The scripts are maps.js, which all share, and explorer.js or
+game.js; what they fill is explorer.html or game.html, in the style of explorer.css.
+"""
+
+import base64
+import html
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from IPython.display import HTML
+from matplotlib.figure import Figure
+
+from helpers import plots
+from helpers.interactive.widgets import as_png
+
+FOLDER = Path(__file__).parent
+
+
+def embed(kind: str, data: dict[str, Any], still: Figure, alt: str) -> HTML:
+    """Show a still figure, and let a script put something interactive in its place.
+
+    Where no script runs (on GitHub, in a notebook that is not trusted) the figure stays.
+
+    Args:
+        kind: "explorer" or "game".
+        data: what the script of that kind takes; texts in it are never markup.
+        still: the figure.
+        alt: its alternative text.
+    """
+    content = data | {
+        "kind": kind,
+        "style": _read("explorer.css"),
+        "markup": _read(f"{kind}.html"),
+        "palettes": [_palette(plots.HEATMAP_COLOURS), _palette(plots.SIGNED_COLOURS)],
+    }
+    as_json = json.dumps(content, separators=(",", ":"))
+    as_json = as_json.replace("<", "\\u003c")  # or a class called </script> would end the data
+    script = _read("maps.js") + _read(f"{kind}.js")
+    source = f"data:image/png;base64,{to_base64(as_png(still))}"
+    return HTML(
+        '<div class="alive" data-lm-suppress-shortcuts="true">'
+        f'<img alt="{html.escape(alt)}" src="{source}" style="max-width: 100%">'
+        f'<script type="application/json">{as_json}</script>'
+        "</div>"
+        f'<script>(() => {{\n"use strict";\n{script}}})();</script>'
+    )
+
+
+def quantised(maps: torch.Tensor) -> dict[str, Any]:
+    """Maps in 8 bits: whole numbers from -127 to 127, and for each image what to multiply them by.
+
+    Args:
+        maps: (N, ..., h, h).
+
+    Returns:
+        {"side": h, "scales": N numbers, "cells": the whole numbers, compressed, as text}.
+    """
+    scales = maps.flatten(1).abs().amax(1).clamp_min(1e-12) / 127
+    one_for_each_image = scales.view(-1, *[1] * (maps.ndim - 1))
+    whole = (maps / one_for_each_image).round().to(torch.int8)
+    return {
+        "side": maps.shape[-1],
+        "scales": [float(f"{scale:.6g}") for scale in scales],
+        "cells": to_base64(zlib.compress(whole.numpy().tobytes(), 9)),
+    }
+
+
+def to_base64(content: bytes) -> str:
+    """Bytes as text that a page can hold."""
+    return base64.b64encode(content).decode()
+
+
+def _read(name: str) -> str:
+    return (FOLDER / name).read_text("utf-8")
+
+
+def _palette(name: str) -> str:
+    """The 256 colours of a colour map of matplotlib, three bytes each."""
+    colours = matplotlib.colormaps[name](range(256), bytes=True)
+    return to_base64(colours[:, :3].tobytes())
