@@ -1,4 +1,8 @@
-"""Tests, notebooks included, run on the generated data, without a network, and leave the working tree as it was."""
+"""Tests run on the generated data, without a network, and leave the working tree as it was.
+
+The notebooks do so too. WALKTHROUGH_NOTEBOOK_DATA and WALKTHROUGH_NOTEBOOK_ROOT, if set, have
+notebooks 3 to 5 run on other data and write elsewhere: continuous integration sets them.
+"""
 
 import os
 import shutil
@@ -11,9 +15,81 @@ import pytest
 
 os.environ["WALKTHROUGH_DATA"] = "shapes10"
 os.environ["WALKTHROUGH_IMAGES"] = "100"  # in an explorer: as many as tests need
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start without, and `nohup` ...
-if hasattr(signal, "SIGHUP"):
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ... without this one; tests send both, and Windows has one only
+os.environ.setdefault("TQDM_DISABLE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell's background jobs ignore Ctrl-C, and `nohup` ignores SIGHUP; tests send both.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):  # Windows lacks it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def is_notebook(item) -> bool:
+    return item.path.suffix == ".ipynb"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Say which tests must follow each other in one worker of pytest-xdist."""
+    for item in items:
+        if is_notebook(item):
+            item.add_marker(pytest.mark.notebooks)
+        for name in ("browser", "process", "wallclock"):  # they slow each other down
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.xdist_group(name))
+                break
+
+
+class NotebookRuns:
+    """Hooks for notebooks, which a conftest does not reach: they lie outside its folder."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item):
+        """Start the kernels of notebooks 3 to 5 on the data that the environment names for them."""
+        with pytest.MonkeyPatch.context() as patch:
+            if is_notebook(item) and item.path.name[:2] in ("03", "04", "05"):
+                for name, value in notebook_environment().items():
+                    patch.setenv(name, value)
+            return (yield)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config, log):
+        """Keep the cells of a notebook together: nbval's tests do not carry their group's name."""
+        from xdist.scheduler import LoadGroupScheduling
+
+        class NotebookScheduling(LoadGroupScheduling):
+            def _split_scope(self, nodeid):
+                path = nodeid.split("::")[0]
+                return path if path.endswith(".ipynb") else super()._split_scope(nodeid)
+
+        return NotebookScheduling(config, log)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config, items):
+        """Run a notebook once: leave out those that test_browser.py runs in JupyterLab."""
+        if CHROMIUM is None:
+            return
+        of_browser = [item for item in items if item.name.startswith("test_notebook[")]
+        names = {item.callspec.params["name"] for item in of_browser}
+        twice = [item for item in items if is_notebook(item) and item.path.stem in names]
+        if twice:
+            config.hook.pytest_deselected(items=twice)
+            items[:] = [item for item in items if item not in twice]
+
+
+def notebook_environment() -> dict[str, str]:
+    """What WALKTHROUGH_NOTEBOOK_DATA and _ROOT ask for, if they are set."""
+    values = {name: os.environ.get(f"WALKTHROUGH_NOTEBOOK_{name}") for name in ("DATA", "ROOT")}
+    return {f"WALKTHROUGH_{name}": value for name, value in values.items() if value}
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(NotebookRuns())
 
 
 @pytest.fixture
@@ -23,9 +99,10 @@ def project() -> Path:
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory) -> Path:
-    """A folder with the pages, made of the notebooks as they are committed, without running them."""
+    """A folder with the pages, made of the committed notebooks without running them."""
     folder = tmp_path_factory.mktemp("html")
-    command = f"from pathlib import Path; from helpers.interactive.pages import write_pages; write_pages(Path({str(folder)!r}))"
+    command = "from pathlib import Path; from helpers.interactive.pages import write_pages; "
+    command += f"write_pages(Path({str(folder)!r}))"
     subprocess.run([sys.executable, "-c", command], check=True, cwd=Path(__file__).parents[1])
     return folder
 
@@ -35,7 +112,8 @@ def small_disk(request, tmp_path):
     """A folder on a disk of its own, as large as the test module's SMALL_DISK says."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.module.SMALL_DISK}", "tmpfs", str(folder)]
+    size = f"size={request.module.SMALL_DISK}"
+    mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root can mount a small disk")
     yield folder
