@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 from urllib.request import urlopen
@@ -156,16 +157,10 @@ def run(jupyterlab, browser):
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
         idle = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
         page.wait_for_selector(idle, timeout=60_000)
-        # Before JupyterLab has a current notebook, clicks are lost; on a busy machine it asks first
-        # which kernel to take.
+        end = time.monotonic() + 180
         while not page.evaluate(STARTED):
-            question = page.locator(".jp-Dialog .jp-mod-accept")
-            if question.count():
-                question.first.click()
-            page.click(".lm-MenuBar >> text=Run")
-            page.click(".lm-Menu >> text=Run All Cells >> nth=0")
-            page.wait_for_timeout(2000)
-            page.keyboard.press("Escape")  # closes the menu, where the entry was not active yet
+            assert time.monotonic() < end, page.locator(".jp-Dialog").all_inner_texts()
+            try_to_run_all_cells(page)
         page.wait_for_function(ENDED, arg=FAILED, timeout=900_000, polling=1000)  # milliseconds
         assert page.locator(FAILED).all_inner_texts() == []
         return page
@@ -173,6 +168,23 @@ def run(jupyterlab, browser):
     yield run
     for page in opened:
         page.close()
+
+
+def try_to_run_all_cells(page):
+    """Before JupyterLab has a current notebook, clicks are lost.
+
+    On a busy machine it may ask a question first, such as which kernel to take, at any moment.
+    """
+    from playwright.sync_api import TimeoutError
+
+    with suppress(TimeoutError):
+        question = page.locator(".jp-Dialog .jp-mod-accept")
+        if question.count():
+            question.first.click(timeout=3000)
+        page.click(".lm-MenuBar >> text=Run", timeout=3000)
+        page.click(".lm-Menu >> text=Run All Cells >> nth=0", timeout=3000)
+    page.wait_for_timeout(2000)
+    page.keyboard.press("Escape")  # closes the menu, where the entry was not active yet
 
 
 @pytest.mark.notebooks
