@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import signal
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 
 from helpers import shapes
 from helpers.data import Dataset
+from helpers.model import resnet18
 
 # ---- Pictures
 
@@ -110,6 +112,11 @@ def small_net(seed=0, channels=16):
     return SmallNet(channels)
 
 
+def tiny_net(seed=0):
+    torch.manual_seed(seed)
+    return resnet18(width=16)
+
+
 def shapes_dataset(count, seed=0):
     return Dataset(**shapes.generate(count, seed), classes=shapes.CLASSES)
 
@@ -145,3 +152,25 @@ def forkserver():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["helpers.studies.train", "IPython.display", "nbformat"])
     return context
+
+
+def load_state(path):
+    """The content of a checkpoint."""
+    return torch.load(path, weights_only=True)
+
+
+def in_batch(number, action):
+    """A hook that does something during the forward pass of that number, counted from 1."""
+    seen = []
+
+    def hook(module, inputs):
+        seen.append(None)
+        if len(seen) == number:
+            action()
+
+    return hook
+
+
+def press_ctrl_c():
+    require_main_thread()
+    signal.raise_signal(signal.SIGINT)
