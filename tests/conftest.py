@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,14 +36,37 @@ def is_notebook(item) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Say which tests must follow each other in one worker of pytest-xdist."""
     for item in items:
         if is_notebook(item):
             item.add_marker(pytest.mark.notebooks)
-        for name in ("browser", "process", "wallclock"):  # they slow each other down
-            if item.get_closest_marker(name):
-                item.add_marker(pytest.mark.xdist_group(name))
-                break
+
+
+# Tests with these marks slow each other down: one worker runs all of a group, after each other.
+GROUPS = {"browser": "alone", "wallclock": "alone", "process": "process"}
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_finish(session):
+    """Tell pytest-xdist which tests must follow each other in one worker.
+
+    With `--dist loadfile` those are the tests whose ids have the same text before the first `::`: a
+    file's, which share its fixtures, and a notebook's cells. Where a worker sends its ids to the
+    scheduler, a group's name is put in front; the tests keep their ids. `--dist loadgroup` of
+    pytest-xdist 3.8 changes the ids themselves, and pytest 9.2 takes no notice.
+    """
+    items = session.items
+    if hasattr(session.config, "workerinput"):
+        session.items = [SimpleNamespace(nodeid=id_with_group(item)) for item in items]
+    try:
+        return (yield)
+    finally:
+        session.items = items
+
+
+def id_with_group(item) -> str:
+    """A test's id, behind the name of its group if it is in one."""
+    groups = [group for mark, group in GROUPS.items() if item.get_closest_marker(mark)]
+    return "::".join([*groups[:1], item.nodeid])
 
 
 class NotebookRuns:
@@ -56,18 +80,6 @@ class NotebookRuns:
                 for name, value in notebook_environment().items():
                     patch.setenv(name, value)
             return (yield)
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_make_scheduler(self, config, log):
-        """Keep the cells of a notebook together: nbval's tests do not carry their group's name."""
-        from xdist.scheduler import LoadGroupScheduling
-
-        class NotebookScheduling(LoadGroupScheduling):
-            def _split_scope(self, nodeid):
-                path = nodeid.split("::")[0]
-                return path if path.endswith(".ipynb") else super()._split_scope(nodeid)
-
-        return NotebookScheduling(config, log)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config, items):
