@@ -3,22 +3,17 @@
 TEST_DEVICE=cpu runs these tests on a CPU, to try the tests themselves.
 """
 
-import itertools
 import os
 import subprocess
 import sys
-import time
 
-import numpy as np
+import gpu_speed
 import pytest
 import torch
 from tools import shapes_dataset
 
-from helpers import shapes, training
-from helpers.data import Dataset, make_loader
 from helpers.gradcam import GradCAM
 from helpers.model import load_pretrained, resnet18
-from helpers.support.device import loader_workers
 from helpers.training import TrainConfig, TrainingState, fit
 
 DEVICE = torch.device(os.environ.get("TEST_DEVICE", "cuda"))
@@ -114,54 +109,15 @@ def test_notebooks_run(tmp_path, project):
     assert len(list((tmp_path / "html").glob("0*.html"))) == 5
 
 
-class OneBatch:
-    """A loader that draws one batch, and gives it again and again."""
-
-    def __init__(self, loader):
-        self.dataset, self.generator, self.sampler = loader.dataset, loader.generator, None
-        self.count, self.batch = len(loader), next(iter(loader))
-
-    def __len__(self):
-        return self.count
-
-    def __iter__(self):
-        return itertools.repeat(self.batch, self.count)
-
-
-def images_a_second_of_fit(monkeypatch, data, wrap):
-    """In all epochs but the first, in which kernels are chosen."""
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "make_loader", lambda *args: wrap(make_loader(*args)))
-        config = TrainConfig(epochs=3, degrees=0)
-        history = fit(resnet18(), data, None, config, DEVICE)
-    return len(data) / history["seconds"].iloc[1:].mean()
-
-
-def images_a_second(loader):
-    """Over all batches but the first, in which workers start."""
-    batches, seen = iter(loader), 0
-    next(batches)
-    start = time.perf_counter()
-    for images, _ in batches:
-        seen += len(images)
-    return seen / (time.perf_counter() - start)
-
-
 @pytest.mark.wallclock
-def test_loader_keeps_up_with_the_device(monkeypatch, capsys):
+def test_loader_keeps_up_with_the_device(capsys):
     """Prints what loader and device manage alone, and what an epoch of `fit` makes of the two."""
-    size, rng, loaders = 50_000 if DEVICE.type == "cuda" else 256, np.random.default_rng(0), []
-    images, labels = rng.integers(0, 256, (size, 32, 32, 3), np.uint8), rng.integers(0, 10, size)
-    data = Dataset(images, labels, shapes.CLASSES)
-    keep = lambda loader: loaders.append(loader) or loader  # noqa: E731
-    epoch = images_a_second_of_fit(monkeypatch, data, keep)
-    device = images_a_second_of_fit(monkeypatch, data, OneBatch)
-    (loader,) = loaders
-    assert loader.num_workers == loader_workers(DEVICE)
-    alone = images_a_second(loader)
-    rates = f"loader {alone:,.0f}, device {device:,.0f}, epoch {epoch:,.0f} images/s"
-    machine = f"{loader.num_workers} workers, {os.cpu_count()} cores, PyTorch {torch.__version__}"
+    data = gpu_speed.random_data(50_000 if DEVICE.type == "cuda" else 256)
+    loader = gpu_speed.of_loader(data, 128, DEVICE)
+    network = gpu_speed.of_fit(data, 128, DEVICE, one_batch=True)
+    epoch = gpu_speed.of_fit(data, 128, DEVICE)
+    rates = f"loader {loader:,.0f}, network {network:,.0f}, epoch {epoch:,.0f} images/s"
     with capsys.disabled():
-        print(f"\n{rates}: {machine}")
+        print(f"\n{rates}: {os.cpu_count()} cores, PyTorch {torch.__version__}")
     # Less, and neither would have worked while the other did.
-    assert epoch > 0.5 * min(alone, device), rates
+    assert epoch > 0.5 * min(loader, network), rates

@@ -42,7 +42,11 @@ ALL_VARIANTS = VARIANTS | CANDIDATES
 TWIN_SEEDS = 2  # networks of the unchanged recipe that are kept: they differ in their seed alone
 
 
-def ablation(study: runs.Study, names: Iterable[str] = tuple(VARIANTS)) -> pd.DataFrame:
+def ablation(
+    study: runs.Study,
+    names: Iterable[str] = tuple(VARIANTS),
+    variants: dict[str, dict[str, Any]] = ALL_VARIANTS,
+) -> pd.DataFrame:
     """Train these variants with each seed.
 
     The recipe's networks of the first two seeds are kept beside the table `<data>-ablation.csv`, as
@@ -51,6 +55,7 @@ def ablation(study: runs.Study, names: Iterable[str] = tuple(VARIANTS)) -> pd.Da
     Args:
         study: says how often, how long and on which images.
         names: of variants.
+        variants: {name: what it changes}; an empty one is the recipe.
 
     Returns:
         The table, one row a run. Errors: as `Study.run_missing`.
@@ -58,7 +63,7 @@ def ablation(study: runs.Study, names: Iterable[str] = tuple(VARIANTS)) -> pd.Da
     network_name = study.path.stem.removesuffix("-ablation") + "-narrow"
     calls: dict[runs.Run, runs.Call] = {}
     for seed, name in product(range(study.seeds), names):
-        changes = ALL_VARIANTS[name]
+        changes = variants[name]
         keep = None
         if seed < TWIN_SEEDS and not changes:
             keep = study.path.with_name(f"{network_name}-{seed}.pt")

@@ -1,6 +1,7 @@
 """What the studies share: their runs, the table of results, and the options of their commands."""
 
 import argparse
+import copy
 import io
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from helpers.data import Dataset, channel_statistics, load_dataset, split
 from helpers.evaluation import predict
-from helpers.model import resnet18, save_weights
+from helpers.model import PreActResNet, resnet18, save_weights
 from helpers.studies.cluster import WORKER_COMMAND
 from helpers.support.command import add_arguments, config_from_args, make_parser
 from helpers.support.files import exclusive_lock, project_root, write_atomically
@@ -33,7 +34,7 @@ class Study:
 
     Attributes:
         train: images to learn from.
-        validation: images to score every run on.
+        validation: images to score every run on; may be empty, where a study scores none.
         test: images to score a finished study on.
         path: the CSV of the results, one row a run.
         recipe: the settings that variants change.
@@ -181,6 +182,42 @@ def train_once(
     return {name: round(float(score), 4) for name, score in scores.items()}
 
 
+def train_and_test(study: Study, variant: str, seed: int, changes: dict) -> dict[str, float]:
+    """Train on all training images, keep the network, and score it on the test images.
+
+    Args:
+        study: says how long, and on which images.
+        variant: names the file of its network.
+        seed: of weights, order and augmentation.
+        changes: {field: value}, to the recipe.
+
+    Returns:
+        train_accuracy of the last epoch (of the images as they were augmented), and the shares of
+        test images that are predicted correctly, to four digits: test_accuracy and, with the logits
+        of an image and its mirror image averaged, flip_accuracy; the same for the averaged weights,
+        averaged_accuracy and averaged_flip_accuracy.
+    """
+    torch.manual_seed(seed)
+    mean, std = channel_statistics(study.train.images)
+    model = resnet18(len(study.train.classes), study.width, mean, std)
+    config = replace(study.recipe, seed=seed, **changes)
+    last: list[PreActResNet] = []
+
+    def keep_last(row: dict) -> None:
+        """The weights of the last step: after it `fit` puts their average into the model."""
+        if row["epoch"] == config.epochs:
+            last.append(copy.deepcopy(model).eval())
+
+    history = fit(model, study.train, None, config, log=keep_last)
+    save_weights(last[0], study.artifact_path(variant, seed, ".pt"), study.train.classes)
+    scores = {"train_accuracy": history["train_accuracy"].iloc[-1]}
+    for name, network in {"": last[0], "averaged_": model}.items():
+        for view, flip in {"test_": False, "flip_": True}.items():
+            key = f"{name}{view}accuracy".replace("averaged_test_", "averaged_")
+            scores[key] = predict(network, study.test, batch_size=500, flip=flip).accuracy
+    return {name: round(float(value), 4) for name, value in scores.items()}
+
+
 def _end_if_orphaned(_: dict) -> None:
     """End a process of `--jobs` whose study was killed, after an epoch, which is saved.
 
@@ -250,7 +287,9 @@ def study_parser(
 def study_from_args(args: argparse.Namespace, name: str, recipe: TrainConfig) -> Study:
     """The study that was asked for by the options of `study_parser`."""
     data = load_dataset(args.data, train_size=args.train_size)
-    train, validation = split(data.train, args.validation_size)
+    train, validation = data.train, data.train.subset([])
+    if args.validation_size:
+        train, validation = split(data.train, args.validation_size)
     if args.jobs > 1:
         # In the processes to come: their bars would write over one another.
         os.environ["TQDM_DISABLE"] = "1"
