@@ -1,6 +1,8 @@
 """Draw: arrays in, a matplotlib Figure out.
 
-Figures stand apart from pyplot, so a notebook shows one only where it ends a cell.
+Figures stand apart from pyplot, so a notebook shows one only where it ends a cell. They are at most
+`WIDEST` inches wide, and their type is `SMALLEST_TYPE` points or more: on a page 1,000 pixels wide
+that is 12 pixels. Five pictures in a row are enough.
 """
 
 import io
@@ -16,7 +18,6 @@ import seaborn as sns
 import torch
 from IPython.display import HTML
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -38,6 +39,8 @@ LINE_STYLES = ("--", ":", "-.")
 MARKERS = "osD^v"
 MILLISECONDS = 2000  # that an animation shows each frame
 PANEL_SIDE = 2.07  # inches, in `explanation_card`
+WIDEST = 9  # inches
+SMALLEST_TYPE = 9  # points
 
 
 def save_readme_figure(figure: Figure, name: str, dataset_name: str) -> Figure:
@@ -104,29 +107,30 @@ def collapsible_table(table: pd.DataFrame, summary: str = "The numbers") -> HTML
 def image_grid(
     images: Array | Sequence[Array],
     titles: Sequence[str] | None = None,
-    columns: int = 8,
+    columns: int = 5,
     row_labels: Sequence[str] | None = None,
-    scale: float = 1.2,
+    scale: float = 1.5,
 ) -> Figure:
-    """Images row by row, each under its title.
+    """Images row by row, each under its title; all of them on one scale.
 
     Args:
-        images: (N, 3, H, W) in [0, 1], or (N, H, W, 3) uint8.
+        images: (N, 3, H, W) in [0, 1], or (N, H, W, 3) uint8, or a list of images of several sizes.
         titles: one for each image.
         columns: images in a row.
         row_labels: one for each row, on its left.
-        scale: side of an image in inches.
+        scale: side of an image in inches, less where a row would be wider than `WIDEST`.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    height = scale
-    if titles is not None:
-        title_lines = 1 + max(title.count("\n") for title in titles)
-        height = scale * (1 + 0.18 * title_lines)
-    figure = _figure(columns * scale + (1 if row_labels else 0), rows * height)
+    margin = 1 if row_labels else 0
+    scale = min(scale, (WIDEST - margin) / columns)
+    title_lines = 0 if titles is None else 1 + max(title.count("\n") for title in titles)
+    figure = _figure(columns * scale + margin, rows * (scale + 0.21 * title_lines))
     axes = _panel_grid(figure, rows, columns, row_labels or ())
-    for ax, image in zip(axes.flat, images):
-        ax.imshow(_pixels(image))
+    pictures = [_pixels(image) for image in images]
+    largest = max(max(picture.shape[:2]) for picture in pictures)
+    for ax, picture in zip(axes.flat, pictures):
+        _draw_in_frame(ax, picture, largest)
     for ax, title in zip(axes.flat, titles if titles is not None else ()):
         ax.set_title(title, fontsize=10)
     return figure
@@ -198,7 +202,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
         ax.set(xlabel="epoch", ylabel=name, ylim=(0, 1) if name == "accuracy" else None)
         ax.locator_params(axis="x", integer=True)
         ax.grid(alpha=0.3)
-    ax.legend()
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 
@@ -220,22 +224,25 @@ def schedule(history: pd.DataFrame) -> Figure:
 
 
 def confusion_heatmap(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
-    """A confusion matrix: counts as numbers, shares of the row as colours.
+    """The mistakes of a confusion matrix as numbers and colours; the diagonal is left blank.
 
     Args:
         matrix: counts (num_classes, num_classes), row = actual class.
         classes: names.
     """
     figure, ax = _single_panel(8, 6.6)
+    is_right = np.eye(len(matrix), dtype=bool)  # would outshine the mistakes
     sns.heatmap(
-        matrix / np.maximum(matrix.sum(1, keepdims=True), 1),
+        matrix,
         ax=ax,
-        annot=matrix,
+        mask=is_right,
+        annot=True,
         fmt="d",
         cmap="cividis",
-        norm=PowerNorm(0.4, vmin=0, vmax=1),  # tells small shares apart
+        vmin=0,
+        vmax=max(1, matrix[~is_right].max()),
         square=True,
-        cbar_kws={"label": "share of the actual class", "ticks": [0, 0.01, 0.05, 0.2, 0.5, 1]},
+        cbar_kws={"label": "images"},
         xticklabels=classes,
         yticklabels=classes,
     )
@@ -252,7 +259,7 @@ def one_number(accuracy: float, misses: pd.Series) -> Figure:
         accuracy: over all classes, in [0, 1].
         misses: by class, the share of its images that are missed, in [0, 1].
     """
-    figure = _figure(10, 0.9 + 0.32 * len(misses))
+    figure = _figure(WIDEST, 0.9 + 0.32 * len(misses))
     number, bars = figure.subplots(1, 2, width_ratios=[2, 3])
     number.axis("off")
     number.text(0.5, 0.5, f"{accuracy:.2%}", fontsize=44, ha="center", va="center")
@@ -295,13 +302,17 @@ def histogram(
 def reliability(table: pd.DataFrame) -> Figure:
     """How often a network is right over how sure it is: a dot with its interval for each group.
 
+    A dot's area grows with the number of images in its group.
+
     Args:
         table: as `evaluation.calibration` returns it.
     """
     figure, ax = _single_panel(6, 4.6)
     ax.plot([0, 1], [0, 1], color="0.35", linestyle="--", label="as often right as it is sure")
-    style = {"fmt": "o-", "color": COLOURS[0], "label": "the network"}
+    style = {"fmt": "-", "color": COLOURS[0], "label": "the network"}
     _error_bars(ax, table, "accuracy", table["confidence"], upright=True, **style)
+    areas = 20 + 480 * table["images"] / table["images"].sum()  # in square points
+    ax.scatter(table["confidence"], table["accuracy"], areas, color=COLOURS[0], alpha=0.7)
     ax.set(xlabel="mean confidence of the group", ylabel="share that is right")
     ax.set(xlim=(0, 1), ylim=(0, 1.02))
     ax.grid(alpha=0.3)
@@ -321,7 +332,7 @@ def intervals(panels: Mapping[str, pd.DataFrame]) -> Figure:
     tables = {label: _with_marks(table) for label, table in panels.items()}
     index = pd.concat(tables).index
     names, marks = list(index.unique(level=1)), list(index.unique(level=2))
-    figure = _figure(11 if len(panels) > 1 else 8.5, 1.1 + 0.5 * len(names))
+    figure = _figure(WIDEST, 1.1 + 0.5 * len(names))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     drawn: dict[str, Any] = {}
     for ax, (xlabel, table) in zip(axes, tables.items()):
@@ -387,7 +398,7 @@ def feature_maps(
     """
     columns = max(len(maps) for maps in rows.values())
     labels = [*([] if image is None else ["image"]), *rows]
-    figure = _figure(1.15 * columns + 2.2, 1.2 * len(labels))
+    figure = _figure(min(1.4 * columns + 1.8, WIDEST), 1.4 * len(labels))
     axes = _panel_grid(figure, len(labels), columns, labels)
     if image is not None:
         axes[0, 0].imshow(_pixels(image))
@@ -401,15 +412,15 @@ def feature_maps(
 
 
 def heatmaps(maps: Array, titles: Sequence[str]) -> Figure:
-    """Heatmaps without their images, ten in a row, each under its title.
+    """Heatmaps without their images, five in a row, each under its title.
 
     Args:
         maps: (N, H, W) in [0, 1].
         titles: one for each map.
     """
-    columns = min(10, len(maps))
+    columns = min(5, len(maps))
     rows = -(-len(maps) // columns)
-    figure = _figure(max(1.3 * columns, 3), (3 if len(maps) == 1 else 1.5) * rows)
+    figure = _figure(max(1.6 * columns, 3), (3 if len(maps) == 1 else 1.8) * rows)
     axes = _panel_grid(figure, rows, columns)
     for ax, heat, title in zip(axes.flat, maps, titles):
         ax.imshow(_array(heat), cmap=HEATMAP_COLOURS, vmin=0, vmax=1)
@@ -426,7 +437,7 @@ def heatmap_rows(
     """A row of images and, below each, its maps: one row for every entry.
 
     Args:
-        images: (N, 3, H, W) in [0, 1].
+        images: (N, 3, H, W) in [0, 1]; more than five are too small to be seen.
         titles: one for each image.
         overlays: {label: heatmaps (N, H, W) in [0, 1]}, drawn over the images in grey.
         signed: {label: raw maps (N, h, w)}, drawn cell by cell on one scale, from minus to plus the
@@ -435,12 +446,12 @@ def heatmap_rows(
     overlays, signed = overlays or {}, signed or {}
     labels = ["image", *overlays, *signed]
     columns = len(images)
-    figure = _figure(1.25 * columns + 2.2, 1.25 * len(labels) + 0.4)
+    figure = _figure(min(1.4 * columns + 2, WIDEST), 1.35 * len(labels) + 0.5)
     axes = _panel_grid(figure, len(labels), columns, labels, framed=True, bar_column=True)
     overlay_axes, signed_axes = axes[1 : 1 + len(overlays)], axes[1 + len(overlays) :]
     for ax, image, title in zip(axes[0], images, titles):
         ax.imshow(_pixels(image))
-        ax.set_title(title, fontsize=9.5)
+        ax.set_title(title, fontsize=10)
     for row, maps in zip(overlay_axes, overlays.values()):
         for ax, image, heat in zip(row, images, maps):
             shown = _draw_overlay(ax, image, heat)
@@ -458,18 +469,21 @@ def heatmap_rows(
 def gradcam_steps(
     image: Array, channels: Mapping[str, Array], weights: Numbers, raw: Array, heat: Array
 ) -> Figure:
-    """Grad-CAM as one row: image, weighted channels, their sum, its ReLU, enlarged.
+    """Grad-CAM in two rows: image and weighted channels; their sum, its ReLU, enlarged.
 
     Args:
         image: (3, H, W) in [0, 1].
-        channels: {name: activations (h, w)} of some channels, each drawn on a scale of its own.
+        channels: {name: activations (h, w)} of two to four, each drawn on a scale of its own.
         weights: one for each of these channels.
         raw: the weighted sum of all channels, (h, w).
         heat: the heatmap, (H, W) in [0, 1].
     """
-    columns = len(channels) + 4
-    figure = _figure(1.65 * columns, 2.5)
-    axes = _panel_grid(figure, 1, columns, framed=True)[0]
+    columns = max(len(channels) + 1, 3)
+    figure = _figure(1.8 * columns, 4.8)
+    first, second = _panel_grid(figure, 2, columns, framed=True)
+    axes = [*first[: len(channels) + 1], *second[:3]]
+    for ax in (*first[len(channels) + 1 :], *second[3:]):
+        ax.axis("off")
     titles = [f"{name}\n× {weight:+.3f}" for name, weight in zip(channels, weights)]
     last_titles = ["+ … all channels\n= raw map", "ReLU", "enlarged,\n÷ its maximum"]
     for ax, title in zip(axes, ["the image", *titles, *last_titles]):
@@ -509,25 +523,25 @@ def explanation_card(
             cell by cell, on a scale that fits all three raw maps.
         photo: what the image was cropped and shrunk from.
     """
-    left = 0 if photo is None else 2.4  # inches
-    figure = Figure(figsize=(12.8 + left, 0.45 + 2.5 * len(maps)))
-    middle = (figure.get_figheight() - PANEL_SIDE) / 2 + 0.1
+    figure = Figure(figsize=(WIDEST, 0.5 + 2.6 * (1 + len(maps))))
+    starts = (0.5, 3.0, 5.5)  # of the columns, in inches
+    first = 0 if photo is None else 1
     if photo is not None:
-        _draw_crop(_place(figure, 0.05, middle, 2.2), photo)
-    _titled(_place(figure, left + 0.05, middle), title).imshow(_pixels(image))
-    _probability_bars(_place(figure, left + 3.04, middle), probabilities, classes, labels)
+        _draw_crop(_place(figure, starts[0], 0.5), photo)
+    _titled(_place(figure, starts[first], 0.5), title).imshow(_pixels(image))
+    _probability_bars(_place(figure, starts[first + 1] + 0.9, 0.5), probabilities, classes, labels)
 
     titles = (*labels, f"{labels[0]} - {labels[1]}")
-    for row, (name, (raw, heat)) in enumerate(maps.items()):
-        top = 0.35 + 2.5 * row
-        axes = [_place(figure, left + start, top) for start in (5.5, 7.6, 9.7)]
+    for row, (name, (raw, heat)) in enumerate(maps.items(), 1):
+        top = 0.5 + 2.6 * row
+        axes = [_place(figure, start, top) for start in starts]
         axes[0].set_ylabel(name, fontsize=11)
         for ax, panel_title in zip(axes, titles):
             _titled(ax, panel_title)
         for ax, of_class in zip(axes, heat):
             _draw_overlay(ax, image, of_class)
         shown = _draw_signed(axes[2], raw[2], _limit(raw))
-        bar = _place(figure, left + 11.87, top, width=0.1)
+        bar = _place(figure, 7.7, top, width=0.1)
         figure.colorbar(shown, cax=bar, label=SIGNED_LABEL.replace("\n", " "))
     return figure
 
@@ -649,6 +663,14 @@ def _titled(ax: Axes, title: str) -> Axes:
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=11)
     return ax
+
+
+def _draw_in_frame(ax: Axes, picture: np.ndarray, side: int) -> None:
+    """A picture (H, W, 3) in the middle of a square of so many pixels."""
+    ax.imshow(picture)
+    height, width = picture.shape[:2]
+    right, bottom = (width + side) / 2 - 0.5, (height + side) / 2 - 0.5
+    ax.set(xlim=(right - side, right), ylim=(bottom, bottom - side))
 
 
 def _draw_overlay(ax: Axes, image: Array, heat: Array) -> AxesImage:

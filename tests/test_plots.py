@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from PIL import Image
+from tools import smallest_type
 
 from helpers import plots
 
@@ -30,6 +32,7 @@ CONTRAST = pd.DataFrame(
 )
 CARD = (IMAGES[0], "said b", [0.2, 0.5, 0.3], ("a", "b", "c"), ("b", "c"))
 PHOTO = Image.fromarray(RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+GROUP = ["confidence", "accuracy", "from", "to"]
 MATRIX = np.array([[8, 1, 1], [0, 5, 0], [30, 0, 10]])
 
 
@@ -57,7 +60,7 @@ DRAWN = {
     "schedule": lambda: plots.schedule(HISTORY.assign(learning_rate=[0.1, 0.0])),
     "one_number": lambda: plots.one_number(0.925, pd.Series({"cat": 0.1, "dog": 0.05})),
     "reliability": lambda: plots.reliability(
-        pd.DataFrame([[0.5, 0.6, 0.4, 0.7]], columns=["confidence", "accuracy", "from", "to"])
+        pd.DataFrame([[0.5, 0.6, 0.4, 0.7, 9]], columns=[*GROUP, "images"])
     ),
     "heatmap_rows": lambda: plots.heatmap_rows(IMAGES, ["a"] * 3, {"heat": HEAT}, {"raw": RAW}),
     "contrast": lambda: plots.contrast({"mistakes": CONTRAST}, "likeness"),
@@ -82,6 +85,24 @@ def test_nothing_is_cut_off_at_an_edge(draw):
     assert min(drawn.x0, drawn.y0) > -0.02
     assert drawn.x1 < width + 0.02
     assert drawn.y1 < height + 0.02
+
+
+@pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
+def test_type_can_be_read_from_the_back_row(draw):
+    figure = draw()
+    assert figure.get_figwidth() <= plots.WIDEST
+    assert smallest_type(figure) >= 12
+
+
+def test_small_type_and_wide_figures_are_found():
+    figure = Figure(figsize=(plots.WIDEST, 2))
+    text = figure.text(0, 0, "small", fontsize=plots.SMALLEST_TYPE)
+    assert smallest_type(figure) == pytest.approx(12.03, abs=0.01)
+    text.set_fontsize(8.5)
+    assert smallest_type(figure) < 12
+    text.set_fontsize(9)
+    figure.set_figwidth(10)
+    assert smallest_type(figure) < 12
 
 
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
@@ -135,6 +156,12 @@ def test_image_grid_takes_uint8_and_keeps_its_values():
         np.testing.assert_array_equal(shown(ax)[0], image)
 
 
+def test_image_grid_draws_a_padded_image_larger_by_its_padding():
+    small, large = plots.image_grid([IMAGES[0], np.zeros((3, 10, 10))]).axes
+    assert small.get_xlim() == (-2.5, 7.5) and small.get_ylim() == (7.5, -2.5)
+    assert large.get_xlim() == (-0.5, 9.5) and large.get_ylim() == (9.5, -0.5)
+
+
 def test_class_counts_draws_a_bar_for_every_class_of_every_set():
     figure = plots.class_counts({"training set": [3, 4], "test set": [1, 0]}, ("cat", "dog"))
     (ax,) = figure.axes
@@ -178,24 +205,22 @@ def test_no_series_is_dropped_in_silence(draw):
     assert label_texts(legend) == list("abcde")
 
 
-def test_confusion_heatmap_writes_counts_and_colours_shares_of_the_row():
+def test_confusion_heatmap_writes_and_colours_the_mistakes_and_leaves_the_diagonal_blank():
     figure = plots.confusion_heatmap(MATRIX, ("a", "b", "c"))
     ax = figure.axes[0]
-    assert [text.get_text() for text in ax.texts] == [str(n) for n in MATRIX.ravel()]
+    assert [text.get_text() for text in ax.texts] == ["1", "1", "0", "0", "30", "0"]
     mesh = ax.collections[0]
-    np.testing.assert_allclose(
-        mesh.get_array().reshape(3, 3), [[0.8, 0.1, 0.1], [0, 1, 0], [0.75, 0, 0.25]]
-    )
-    assert mesh.get_clim() == (0, 1)
+    drawn = mesh.get_array().reshape(3, 3)
+    np.testing.assert_array_equal(drawn.mask, np.eye(3, dtype=bool))
+    np.testing.assert_array_equal(drawn.compressed(), [1, 1, 0, 0, 30, 0])
+    assert mesh.get_clim() == (0, 30)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "actual class")
     for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
         assert [label.get_text() for label in labels] == ["a", "b", "c"]
     assert ax.yaxis_inverted()  # the first class on top, as in the matrix
 
 
-def test_confusion_heatmap_survives_a_class_without_images_and_many_classes():
-    figure = plots.confusion_heatmap(np.array([[0, 0], [1, 3]]), ("a", "b"))
-    assert figure.axes[0].collections[0].get_array().ravel().tolist() == [0, 0, 0.25, 0.75]
+def test_confusion_heatmap_survives_no_mistakes_and_many_classes():
     names = [f"class {i}" for i in range(40)]
     assert (
         len(plots.confusion_heatmap(np.eye(40, dtype=int), names).axes[0].get_xticklabels()) == 40
@@ -260,7 +285,7 @@ def test_one_number_stands_beside_a_bar_for_each_class_and_a_line_at_its_own_mis
 
 def test_reliability_draws_each_group_with_its_interval_against_the_diagonal():
     table = pd.DataFrame(
-        {"confidence": [0.5, 0.9], "accuracy": [0.6, 0.8], "from": [0.4, 0.7], "to": [0.7, 0.9]}
+        [[0.5, 0.6, 0.4, 0.7, 10], [0.9, 0.8, 0.7, 0.9, 30]], columns=[*GROUP, "images"]
     )
     (ax,) = plots.reliability(table).axes
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0, 0], [1, 1]])
@@ -269,6 +294,10 @@ def test_reliability_draws_each_group_with_its_interval_against_the_diagonal():
     np.testing.assert_allclose(
         [segment[:, 1] for segment in ends.get_segments()], [[0.4, 0.7], [0.7, 0.9]]
     )
+    (dots,) = [drawn for drawn in ax.collections if drawn is not ends]
+    np.testing.assert_allclose(dots.get_offsets(), points.get_xydata())
+    small, large = dots.get_sizes()
+    assert large > 2 * small
 
 
 def test_training_curves_draw_both_parts_epoch_by_epoch():
@@ -278,7 +307,7 @@ def test_training_curves_draw_both_parts_epoch_by_epoch():
         for line, part in zip(ax.get_lines(), ("train", "validation"), strict=True):
             assert line.get_label() == part
             np.testing.assert_array_equal(line.get_xydata(), HISTORY[["epoch", f"{part}_{name}"]])
-    assert label_texts(accuracy.get_legend()) == ["train", "validation"]
+    assert label_texts(loss.figure.legends[0]) == ["train", "validation"]
 
 
 def test_heatmap_rows_lay_heatmaps_over_grey_images_and_share_one_signed_scale():
@@ -397,7 +426,7 @@ def test_gradcam_steps_show_channels_sum_relu_and_heatmap_in_this_order():
         IMAGES[0], {"channel 7": RAW[0], "channel 9": RAW[2]}, [0.5, -0.25], RAW[1], HEAT[0]
     ).axes
     np.testing.assert_allclose(shown(axes[0])[0], channels_last(IMAGES[0]))
-    for ax, values in zip(axes[1:], (RAW[0], RAW[2], RAW[1], RAW[1].relu(), HEAT[0])):
+    for ax, values in zip(axes[1:], (RAW[0], RAW[2], RAW[1], RAW[1].relu(), HEAT[0]), strict=True):
         np.testing.assert_allclose(shown(ax)[-1], values)
     assert [ax.get_title() for ax in axes[1:3]] == ["channel 7\n× +0.500", "channel 9\n× -0.250"]
     for ax, values in zip(axes[1:5], (RAW[0], RAW[2], RAW[1], RAW[1])):  # white is zero everywhere

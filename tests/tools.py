@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 import torch
 from IPython.display import HTML
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from torch import nn
 
@@ -87,6 +89,23 @@ def figures(path: Path) -> list[tuple]:
             text = next((after for after in cells[i:] if after.cell_type == "markdown"), None)
             found.append((cell, text))
     return found
+
+
+# ---- Figures, as a page shows them
+
+# Where a page is 1,000 pixels wide, its column is that wide: test_browser.py measures it.
+COLUMN = 878
+PIXELS_PER_INCH = 100  # of a figure in a notebook
+BORDER = 12  # pixels that a notebook adds to a figure's width
+
+
+def smallest_type(figure: Figure) -> float:
+    """The smallest type of a figure, on a page that is 1,000 pixels wide, in pixels."""
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    width = PIXELS_PER_INCH * figure.get_figwidth() + BORDER
+    shrunk = min(1, COLUMN / width)
+    return min(text.get_fontsize() for text in texts) / 72 * PIXELS_PER_INCH * shrunk
 
 
 # ---- Training
