@@ -694,7 +694,9 @@ CONTEXT = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
 # What takes long to import, once for all processes.
-CONTEXT.set_forkserver_preload(["helpers.augmentation", "pytest"])
+CONTEXT.set_forkserver_preload(
+    ["helpers.augmentation", "hypothesis", "pytest", "torchvision.datasets"]
+)
 
 
 def load_elsewhere(root, environment, checksums, start, results):
