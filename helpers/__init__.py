@@ -9,7 +9,12 @@ gradcam         Grad-CAM: heatmaps and signed evidence
 similarity      compares one heatmap with another
 explanation     tests of a heatmap: pointing game, deletion, randomisation
 plots           every figure, and its colours
+diagrams        drawings of how something works
 
 support         plumbing: files, downloads, checkpoints, processes, intervals
 interactive     explorer, game, photograph, pages; studies: experiments of hours, their records
 """
+
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its update check stalls without a network
