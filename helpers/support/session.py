@@ -102,7 +102,6 @@ class Session:
                 progress = (len(self.history), self.step)
                 require_same((self.identity, progress), self.world_size)
                 self.network = wrap_in_ddp(self.state.model, self.example)
-                self.state.optimizer.zero_grad()
             if self.compile:
                 self.network = compile_or_explain(self.network, self.example)
             self._exit_stack = stack.pop_all()
