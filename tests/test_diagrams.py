@@ -24,3 +24,15 @@ def test_augmentation_names_each_step_and_how_often_it_changes_an_image():
     assert set(texts(ax)) == expected | {"new image,\nsame label"}
     places = {text.get_text(): text.get_position()[0] for text in ax.texts}
     assert places["Pad"] == places["every\nimage"] < places["Coarse\nDropout"]
+
+
+def test_the_network_is_drawn_with_the_shapes_that_were_given():
+    (ax,) = diagrams.network({"image": (3, 32), "layer1": (16, 8)}, 7).axes
+    texts = [text.get_text() for text in ax.texts]
+    assert {"3 channels\n32 × 32", "16 channels\n8 × 8", "16\nnumbers", "7\nlogits"} <= {*texts}
+
+
+def test_a_residual_block_has_two_convolutions_and_a_way_around_them():
+    (ax,) = diagrams.residual_block().axes
+    texts = [text.get_text() for text in ax.texts]
+    assert texts.count("3 × 3\nconvolution") == 2 and "the shortcut: x as it is" in texts
