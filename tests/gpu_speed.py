@@ -98,11 +98,12 @@ def of_gradcam(device, layer, repeats):
 
 
 def measure(device, tiny):
-    """Rows (what, value, unit), as they are measured."""
+    """Rows (what, value, unit), as they are measured; what may take long comes last."""
     data, batch_sizes = random_data(256 if tiny else 40_000), (64,) if tiny else (128, 512)
     for batch_size in batch_sizes:
         yield f"loader, batches of {batch_size}", of_loader(data, batch_size, device), "images/s"
-        for compile in (False, True):
+    for compile in (False, True):
+        for batch_size in batch_sizes:
             name = f"batches of {batch_size}{', compiled' if compile else ''}"
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
@@ -112,6 +113,12 @@ def measure(device, tiny):
             if device.type == "cuda":
                 memory = torch.cuda.max_memory_allocated() / 2**20
                 yield f"memory, {name}", memory, "MiB"
+        if not compile:
+            yield from explaining(device, tiny)
+
+
+def explaining(device, tiny):
+    """Rows as `measure`, of Grad-CAM."""
     for layer in ("layer4", "layer3"):
         for count, passes in of_gradcam(device, layer, 1 if tiny else 20).items():
             yield f"Grad-CAM at {layer}, classes: {count}", passes, "forward passes"

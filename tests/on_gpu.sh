@@ -3,11 +3,12 @@
 #     tests/on_gpu.sh FOLDER [DATA]      DATA: cifar10 (the default), or shapes10 to try the script
 # In FOLDER: tests.log, the tables cifar10-seeds.csv and cifar10-unaugmented.csv with their networks,
 # speed.csv. Each is written as it goes, so what is done when the time is up is kept. SMALL=1 does all
-# of it at a tiny size, on a CPU too.
+# of it at a tiny size, on a CPU too; PARTS="training speed" leaves the tests out.
 set -u
 cd "$(dirname "$0")/.."
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 data=${2:-cifar10}
+parts=" ${PARTS:-training tests speed} "
 export TQDM_DISABLE=1 PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 training=(--data "$data")
 speed=() tests=(-m gpu)
@@ -27,10 +28,16 @@ part() {  # part NAME SECONDS COMMAND...: run it, but no longer than that, and n
 
 # The networks train while the tests run: neither fills the GPU. Speed is measured alone.
 seeds=(python3 -m helpers.studies.seeds "${training[@]}")
-part recipe 480 "${seeds[@]}" --seeds 5 --jobs 5 --output "$folder/$data-seeds.csv" &
-part unaugmented 480 "${seeds[@]}" --seeds 3 --jobs 3 --variants "no augmentation" \
-  --output "$folder/$data-unaugmented.csv" &
-part tests 300 python3 -m pytest -p no:cacheprovider "${tests[@]}" -n 3 -v -W ignore
+if [[ $parts == *" training "* ]]; then
+  part recipe 480 "${seeds[@]}" --seeds 5 --jobs 5 --output "$folder/$data-seeds.csv" &
+  part unaugmented 480 "${seeds[@]}" --seeds 3 --jobs 3 --variants "no augmentation" \
+    --output "$folder/$data-unaugmented.csv" &
+fi
+if [[ $parts == *" tests "* ]]; then
+  part tests 300 python3 -m pytest -p no:cacheprovider "${tests[@]}" -n 3 -v -W ignore
+fi
 wait
-part speed 150 python3 tests/gpu_speed.py "$folder/speed.csv" "${speed[@]}"
+if [[ $parts == *" speed "* ]]; then
+  part speed 150 python3 tests/gpu_speed.py "$folder/speed.csv" "${speed[@]}"
+fi
 cat "$folder/summary.txt"
