@@ -20,6 +20,7 @@ import pytest
 import torch
 from conftest import CHROMIUM, notebook_environment
 from PIL import Image
+from tools import COLUMN
 
 from helpers import plots, shapes
 from helpers.data import Dataset
@@ -27,6 +28,7 @@ from helpers.evaluation import Predictions, predict
 from helpers.gradcam import GradCAM
 from helpers.interactive.explorer import explore
 from helpers.interactive.game import play
+from helpers.interactive.pages import name_of, notebooks
 from helpers.model import dilated, load_pretrained, resnet18
 
 pytestmark = [
@@ -37,7 +39,7 @@ pytestmark = [
 ]
 
 PROJECT = Path(__file__).parents[1]
-NAMES = [path.stem for path in sorted((PROJECT / "notebooks").glob("*.ipynb"))]
+NAMES = [name_of(path) for path in notebooks()]
 # Those with widgets; the others are run by nbval, which starts faster.
 IN_JUPYTERLAB = [name for name in NAMES if name[:2] in ("01", "04")]
 SETTINGS = {  # JupyterLab's defaults leave out the cells that are not in view, and ask about news
@@ -73,7 +75,7 @@ def copy_without_outputs(folder):
     for part in ("notebooks", "helpers"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / part, folder / part, ignore=ignore)
-    for path in (folder / "notebooks").glob("*.ipynb"):
+    for path in (folder / "notebooks").rglob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         for cell in notebook.cells:
             if cell.cell_type == "code":
@@ -339,6 +341,25 @@ def test_page_needs_no_network_and_all_its_links_resolve(show, pages, name):
                 assert page.locator(f"[id='{anchor}']").count(), text
     loaded = "images => images.every(image => image.naturalWidth > 0)"
     assert page.eval_on_selector_all("img", loaded)
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1000, "light"), (1000, "dark"), (400, "light"), (400, "dark")]
+)
+@pytest.mark.parametrize("name", ["index", *NAMES])
+def test_page_fits_and_axe_finds_nothing(show, pages, name, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = show(pages / f"{name}.html", width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_a_page_of_a_thousand_pixels_has_the_column_that_figures_are_made_for(show, pages):
+    page = show(pages / f"{NAMES[0]}.html", width=1000)
+    widths = page.eval_on_selector_all(".jp-RenderedImage", "all => all.map(e => e.clientWidth)")
+    assert set(widths) == {COLUMN}
 
 
 def test_pages_lead_through_the_series_and_back(show, pages):

@@ -1,43 +1,113 @@
 """The pages as files; test_browser.py opens them."""
 
 import re
-from pathlib import Path
+import shutil
 
+import nbformat
 import pytest
 from tools import figures
 
 from helpers.interactive import pages as pages_module
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = {pages_module.name_of(path): path for path in pages_module.notebooks()}
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_pages_have_both_themes_and_room_for_narrow_screens(pages, path):
-    page = (pages / f"{path.stem}.html").read_text(encoding="utf-8")
+def read_page(pages, name):
+    return (pages / f"{name}.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_pages_have_both_themes_and_room_for_narrow_screens(pages, name):
+    page = read_page(pages, name)
     assert "prefers-color-scheme: dark" in page
     assert "max-width: 600px" in page
     assert page.count("<summary>Set-up</summary>") == 1
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_image_of_a_page_has_an_alternative_text(pages, path):
-    page = (pages / f"{path.stem}.html").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_image_of_a_page_has_an_alternative_text(pages, name):
+    page = read_page(pages, name)
     texts = re.findall(r'<img alt="([^"]*)"', page)
-    assert len(texts) == page.count("<img") == len(figures(path))
+    assert len(texts) == page.count("<img") == len(figures(NOTEBOOKS[name]))
     assert min(len(text) for text in texts) > 25
 
 
-def test_pages_name_the_series_as_the_readme_does(pages, project):
-    readme = (project / "README.md").read_text(encoding="utf-8")
-    titles = re.findall(r"\| \[([^\]]+)\]\(notebooks/(\w+)\.ipynb\)", readme)
-    expected = [(name, title) for title, name in titles]
-    assert len(expected) == len(NOTEBOOKS)
-    for path in [pages / "index.html", *pages.glob("0*.html")]:
-        bar = re.search(r"<nav.*?</nav>", path.read_text(encoding="utf-8"), re.DOTALL).group()
-        start, *series = re.findall(r'href="(\w+)\.html"[^>]*>([^<]+)<', bar)
-        assert start[0] == "index"
-        assert series == expected
-        assert re.findall(r'<a aria-current="page" href="(\w+)\.html"', bar) == [path.stem]
+@pytest.mark.parametrize("name", ["index", *NOTEBOOKS])
+def test_every_formula_of_a_page_is_understood(pages, name):
+    unknown = re.findall(r"<m[a-z]+>(\\\w*)", read_page(pages, name))
+    assert not unknown, "latex2mathml has no such command"
+
+
+@pytest.mark.parametrize("name", ["index", *NOTEBOOKS])
+def test_each_page_has_a_bar_with_links_to_all_and_is_marked_in_it(pages, name):
+    headings = [
+        nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
+        for path in NOTEBOOKS.values()
+    ]
+    bar = re.search(r"<nav.*?</nav>", read_page(pages, name), re.DOTALL).group()
+    links = re.findall(r'href="([\w/.]+)\.html"[^>]*>([^<]+)<', bar)
+    places = [(pages / f"{name}.html").parent.joinpath(link).resolve() for link, _ in links]
+    assert places == [(pages / place).resolve() for place in ("index", *NOTEBOOKS)]
+    assert [title for _, title in links] == ["Start", *headings]
+    (marked,) = re.findall(r'<a aria-current="page" href="([^"]+)\.html"', bar)
+    assert marked.removeprefix("../") == name
+
+
+@pytest.mark.parametrize(
+    ("link", "address"),
+    [
+        ("https://example.org/a.ipynb", "https://example.org/a.ipynb"),
+        ("#glossary", "#glossary"),
+        ("notebooks/03_evaluation.ipynb", "03_evaluation.html"),
+        ("notebooks/further/trust.ipynb#what", "further/trust.html#what"),
+        ("further/trust.ipynb", "further/trust.html"),
+        ("../03_evaluation.ipynb", "../03_evaluation.html"),
+        ("../README.md", "index.html"),
+        ("../../README.md#glossary", "../index.html#glossary"),
+        ("../../helpers/studies/records/a.csv", "../helpers/studies/records/a.csv"),
+        ("../images/a.png", "images/a.png"),
+        (".github/CONTRIBUTING.md", "CONTRIBUTING.md"),
+        ("../.github/CONTRIBUTING.md", "CONTRIBUTING.md"),
+        ("helpers/weights/cifar10.csv", "helpers/weights/cifar10.csv"),
+    ],
+)
+def test_links_lead_from_page_to_page(link, address):
+    assert pages_module.page_address(link) == address
+
+
+TEXT = r"""# A title
+
+Inline $p_c = \frac{1}{2}$, code `$not$`, [the walk](../03_evaluation.ipynb),
+[a record](../../helpers/record.csv).
+
+$$\sum_{k=1}^{10} p_k = 1$$
+
+| | a |
+|---|---|
+| row | $p$ |
+"""
+
+
+def test_a_page_of_the_second_shelf(tmp_path, monkeypatch):
+    root = tmp_path / "project"
+    further = root / "notebooks" / "further"
+    further.mkdir(parents=True)
+    (root / "helpers").mkdir()
+    (root / "helpers" / "record.csv").write_text("a,b")
+    shutil.copy(pages_module.TEMPLATE, root / "notebooks")
+    monkeypatch.setattr(pages_module, "ROOT", root)
+    cells = [nbformat.v4.new_markdown_cell(TEXT), nbformat.v4.new_code_cell("print(6 * 7)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), further / "one.ipynb")
+    folder = tmp_path / "html"
+    pages_module.write_page(further / "one.ipynb", folder, execute=True)
+    page = read_page(folder, "further/one")
+    assert "<title>A title</title>" in page
+    assert page.count("<math ") == 3 and page.count('<math display="block"') == 1
+    assert "<code>$not$</code>" in page
+    assert 'href="../03_evaluation.html"' in page and 'href="../index.html"' in page
+    assert (folder / "helpers" / "record.csv").is_file()
+    assert "42" in page
+    assert "<th></th>" not in page
 
 
 def test_the_index_is_the_readme_without_badges_and_brings_what_it_links_to(tmp_path, monkeypatch):

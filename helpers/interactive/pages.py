@@ -1,6 +1,7 @@
-"""Write the series as pages to look at: run the five notebooks, and open them from the README.
+"""Write the series as pages to look at: run the notebooks, and open them from the README.
 
-`python -m helpers.interactive.pages` runs them first; with `--no-execute` it does not.
+`python -m helpers.interactive.pages` runs them first, two at a time; with `--no-execute` it does
+not. The pages need no script and no network: formulas in LaTeX become MathML.
 """
 
 import argparse
@@ -8,46 +9,146 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import nbformat
+from jinja2 import pass_context
+from jinja2.runtime import Context
+from joblib import Parallel, delayed
+from latex2mathml.converter import convert
+from nbclient import NotebookClient
 from nbconvert import HTMLExporter
-from nbconvert.nbconvertapp import NbConvertApp
-from nbformat.v4 import new_markdown_cell, new_notebook
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
-TEMPLATE = str(ROOT / "notebooks" / "page.html.j2")
+TEMPLATE = ROOT / "notebooks" / "page.html.j2"
 BADGES = re.compile(r"^\[!\[.*\n", re.MULTILINE)  # drawn by another host
-LINKED_FILES = re.compile(r'(?:\]\(|src=")((?:images|helpers|\.github)/[^)"]+)')
+LINKED_FILES = re.compile(r'(?:\]\(|src=")(?:\.\./)*((?:images|helpers|\.github)/[^)"#]+)')
+EMPTY_HEADERS = re.compile("<th[^>]*></th>")  # of tables, which a screen reader stumbles over
+TOGETHER = 2  # notebooks that run at the same time, where there are as many cores
 
 
-def write_pages(folder: Path, *options: str) -> None:
+class PageRenderer(IPythonRenderer):
+    """Formulas as MathML, and links to notebooks as links to their pages."""
+
+    def inline_math(self, body: str) -> str:
+        """A formula in a line."""
+        return convert(body)
+
+    def block_math(self, body: str) -> str:
+        """A formula on a line of its own."""
+        return convert(body, display="block")
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        """A link, to a page where there is one."""
+        return super().link(text, page_address(url), title)
+
+
+class PageExporter(HTMLExporter):
+    """A notebook as a page, with the template `notebooks/page.html.j2`."""
+
+    @pass_context
+    def markdown2html(self, context: Context, source: str) -> str:
+        """Text of a cell as HTML."""
+        return MarkdownWithMath(renderer=PageRenderer(escape=False)).render(source)
+
+
+def page_address(link: str) -> str:
+    """What a link in the README or in a notebook becomes on its page.
+
+    The pages of `notebooks/` lie in the top folder, beside what else is linked to.
+    """
+    if re.match("https?:|#", link):
+        return link
+    link = re.sub(r"^\.\./((?:\.\./)*)(README|images|helpers|\.github)\b", r"\1\2", link)
+    link = re.sub(r"^((?:\.\./)*)(?:notebooks|\.github)/", r"\1", link)
+    link = re.sub(r"^((?:\.\./)*)README\.md", r"\1index.html", link)
+    return re.sub(r"\.ipynb(?=#|$)", ".html", link)
+
+
+def write_pages(folder: Path, execute: bool = False) -> None:
     """Write every notebook, and the README as index.html.
 
     Args:
         folder: where to.
-        *options: of nbconvert, such as "--execute".
+        execute: run the notebooks; else their outputs are taken as they are.
     """
-    notebooks = [str(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-    how = ["--to=html", f"--template-file={TEMPLATE}", f"--output-dir={folder}"]
-    NbConvertApp.launch_instance([*options, *how, *notebooks])
+    paths = notebooks()
+    together = min(TOGETHER, os.cpu_count() or 1) if execute else 1
+    if execute:
+        threads = max(1, (os.cpu_count() or 1) // together)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    write = delayed(write_page)
+    Parallel(n_jobs=together)(write(path, folder, execute) for path in paths)
     write_index(folder)
 
 
+def notebooks() -> list[Path]:
+    """The notebooks of the walk, then those of the second shelf."""
+    top = ROOT / "notebooks"
+    return [*sorted(top.glob("[!.]*.ipynb")), *sorted(top.glob("further/[!.]*.ipynb"))]
+
+
+def name_of(path: Path) -> str:
+    """A notebook's path below `notebooks/`, without its ending."""
+    return path.relative_to(ROOT / "notebooks").with_suffix("").as_posix()
+
+
+def write_page(path: Path, folder: Path, execute: bool = False) -> None:
+    """Write one notebook as a page.
+
+    Args:
+        path: of the notebook.
+        folder: where the pages go; those of `notebooks/further` go to its subfolder of that name.
+        execute: run it first.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    if execute:
+        resources = {"metadata": {"path": str(path.parent)}}
+        NotebookClient(notebook, timeout=None, resources=resources).execute()
+    _write(notebook, name_of(path), folder)
+
+
 def write_index(folder: Path) -> None:
-    """Write the README as index.html, without its badges, and copy the files that it links to.
+    """Write the README as index.html, without its badges, and copy the files that are linked to.
 
     Args:
         folder: where to.
     """
     text = BADGES.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
-    for name in LINKED_FILES.findall(text):
-        copy = folder / name.removeprefix(".github/")  # hidden folders are not published
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    _write(notebook, "index", folder)
+
+
+def _write(notebook: NotebookNode, name: str, folder: Path) -> None:
+    """Write a page, and copy the files that it links to."""
+    notebook.metadata["title"] = _heading(notebook)
+    resources: dict[str, Any] = {"metadata": {"name": name}}
+    resources["series"] = [
+        ("index", "Start"),
+        *((name_of(path), _title(path)) for path in notebooks()),
+    ]
+    resources["top"] = "../" * name.count("/")
+    page, _ = PageExporter(template_file=str(TEMPLATE)).from_notebook_node(notebook, resources)
+    target = folder / f"{name}.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(EMPTY_HEADERS.sub("<td></td>", page), encoding="utf-8")
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    for linked in LINKED_FILES.findall("\n".join(texts)):
+        copy = folder / linked.removeprefix(".github/")  # hidden folders are not published
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, copy)
-    text = text.replace("](.github/", "](")
-    notebook = new_notebook(cells=[new_markdown_cell(text)])
-    resources = {"metadata": {"name": "index"}}
-    page, _ = HTMLExporter(template_file=TEMPLATE).from_notebook_node(notebook, resources)
-    (folder / "index.html").write_text(page, encoding="utf-8")
+        shutil.copy(ROOT / linked, copy)
+    print(target)
+
+
+def _title(path: Path) -> str:
+    return _heading(nbformat.read(path, as_version=4))
+
+
+def _heading(notebook: NotebookNode) -> str:
+    """The first line of the first cell."""
+    return notebook.cells[0].source.splitlines()[0].lstrip("# ")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     os.environ.setdefault("TQDM_DISABLE", "1")  # keeps progress bars out of the pages
-    write_pages(ROOT / "html", *([] if args.no_execute else ["--execute"]))
+    write_pages(ROOT / "html", execute=not args.no_execute)
 
 
 if __name__ == "__main__":
