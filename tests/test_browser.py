@@ -359,7 +359,7 @@ def test_page_fits_and_axe_finds_nothing(show, pages, name, width, scheme):
 def test_a_page_of_a_thousand_pixels_has_the_column_that_figures_are_made_for(show, pages):
     page = show(pages / f"{NAMES[0]}.html", width=1000)
     widths = page.eval_on_selector_all(".jp-RenderedImage", "all => all.map(e => e.clientWidth)")
-    assert set(widths) == {COLUMN}
+    assert min(widths) == COLUMN
 
 
 def test_pages_lead_through_the_series_and_back(show, pages):

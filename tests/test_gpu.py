@@ -101,7 +101,7 @@ def test_maps_are_those_of_the_cpu(data, exact, layer):
 def test_notebooks_run(tmp_path, project):
     command = "import sys; from pathlib import Path; "
     command += "from helpers.interactive.pages import write_pages; "
-    command += "write_pages(Path(sys.argv[1]), '--execute')"
+    command += "write_pages(Path(sys.argv[1]), execute=True)"
     environment = os.environ | {"WALKTHROUGH_DATA": "shapes10", "WALKTHROUGH_ROOT": str(tmp_path)}
     environment |= {"TQDM_DISABLE": "1"}
     program = [sys.executable, "-c", command, str(tmp_path / "html")]
