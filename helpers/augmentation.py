@@ -1,19 +1,16 @@
 """Change training images at random, anew in every epoch, with Albumentations."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its update check stalls without a network
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, DistributedSampler
 
-import albumentations as A  # noqa: E402
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from torch.utils.data import DataLoader, DistributedSampler  # noqa: E402
-
-from helpers.data import MEAN, SIZE, Dataset, channel_statistics  # noqa: E402
-from helpers.support.files import one_line  # noqa: E402
+from helpers.data import MEAN, SIZE, Dataset, channel_statistics
+from helpers.support.files import one_line
 
 Colour = tuple[int, ...]  # red, green, blue, 0 to 255
 
@@ -101,24 +98,6 @@ def compose(steps: dict[str, A.BasicTransform], seed: int | None = None) -> A.Co
         A pipeline that takes and gives uint8 images (32, 32, 3).
     """
     return A.Compose(list(steps.values()), seed=seed)
-
-
-def variants(
-    image: np.ndarray, names: Sequence[str], count: int = 6, seed: int = 0
-) -> list[np.ndarray]:
-    """Draw variants of one image with the steps of these names alone, each applied every time.
-
-    Args:
-        image: (32, 32, 3) uint8.
-        names: keys of `augmentation_steps`.
-        count: how many.
-        seed: of the random draws.
-    """
-    steps = augmentation_steps()
-    for step in steps.values():
-        step.p = 1
-    pipeline = compose({name: steps[name] for name in names}, seed)
-    return [pipeline(image=image)["image"] for _ in range(count)]
 
 
 class AugmentedDataset(torch.utils.data.Dataset):

@@ -15,7 +15,6 @@ from helpers.augmentation import (
     AugmentedDataset,
     augmentation_steps,
     compose,
-    variants,
 )
 from helpers.data import CLASSES, Dataset, make_loader
 
@@ -157,21 +156,6 @@ def test_same_seed_repeats_all_draws():
         [pipeline(image=IMAGE)["image"].tobytes() for _ in range(10)] for pipeline in pipelines
     ]
     assert draws[0] == draws[1] and len(set(draws[0])) == 10 and not set(draws[0]) & set(draws[2])
-
-
-def test_variants_apply_the_named_steps_alone_and_every_time():
-    assert all(
-        np.array_equal(mirrored, IMAGE[:, ::-1])
-        for mirrored in variants(IMAGE, ["HorizontalFlip"], count=8)
-    )
-    assert [padded.shape for padded in variants(IMAGE, ["Padding"], count=2)] == [(40, 40, 3)] * 2
-    with_hole = variants(IMAGE, ["CoarseDropout"], count=8)
-    assert [int((image != IMAGE).any(2).sum()) for image in with_hole] == [64] * 8
-    again, other = (
-        variants(IMAGE, ["CoarseDropout"], count=8),
-        variants(IMAGE, ["CoarseDropout"], count=8, seed=1),
-    )
-    assert np.array_equal(again, with_hole) and not np.array_equal(other, with_hole)
 
 
 def test_update_check_is_off_before_albumentations_is_imported(project, tmp_path):

@@ -25,14 +25,14 @@ def test_without_a_front_end_the_playground_is_a_figure(shown, monkeypatch):
     monkeypatch.setattr(playground, "has_front_end", lambda: False)
     assert isinstance(playground.augmentation_playground(IMAGE), Figure)
     (images,) = shown
-    assert len(images) == 9
+    assert len(images) == 10
     assert (images[0] == IMAGE).all()
 
 
 def test_playground_draws_anew_and_follows_its_sliders(shown, monkeypatch):
     monkeypatch.setattr(playground, "has_front_end", lambda: True)
     *strengths, again, picture = playground.augmentation_playground(IMAGE).children
-    assert len(shown[-1]) == 9
+    assert len(shown[-1]) == 10
     assert (shown[-1][0] == IMAGE).all()
     before = picture.value
     again.click()

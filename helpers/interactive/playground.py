@@ -11,7 +11,7 @@ from helpers import plots
 from helpers.augmentation import augmentation_steps, compose
 from helpers.interactive.widgets import as_png, has_front_end
 
-DRAWS = 8
+DRAWS = 9
 
 
 def augmentation_playground(image: np.ndarray) -> widgets.VBox | Figure:
@@ -21,8 +21,8 @@ def augmentation_playground(image: np.ndarray) -> widgets.VBox | Figure:
         image: (32, 32, 3) uint8.
 
     Returns:
-        A widget with the sliders, the image and eight draws of it; where no widget can be shown, a
-        figure of the image and eight draws.
+        A widget with the sliders, the image and nine draws of it; where no widget can be shown, a
+        figure of the image and nine draws.
     """
     seeds = count()
 
@@ -30,7 +30,7 @@ def augmentation_playground(image: np.ndarray) -> widgets.VBox | Figure:
         pipeline = compose(augmentation_steps(**strengths), next(seeds))
         drawn = [pipeline(image=image)["image"] for _ in range(DRAWS)]
         titles = ["original", *["drawn"] * DRAWS]
-        return plots.image_grid([image, *drawn], titles, columns=1 + DRAWS)
+        return plots.image_grid([image, *drawn], titles, columns=5)
 
     if not has_front_end():
         return figure()
