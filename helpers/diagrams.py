@@ -82,8 +82,8 @@ def augmentation(steps: Mapping[str, float]) -> Figure:
         steps: {name: probability that it changes an image}, in the order of application.
     """
     names = ["image\nand label", *steps, "new image,\nsame label"]
-    figure, ax = canvas(9, 1.3)
-    width, gap = 1.08, 0.225
+    figure, ax = canvas(8.9, 1.3)
+    width, gap = 1.07, 0.215
     for i, name in enumerate(names):
         x = 0.05 + width / 2 + i * (width + gap)
         words = re.sub("(?<=[a-z])(?=[A-Z])", "\n", name)  # of a transform's class
