@@ -2,5 +2,6 @@
 
 explorer.py: browse predictions and their maps; game.py: guess from heatmaps. Both run in any
 browser, through embed.py and the scripts. playground.py and photo.py are widgets, which need a
-notebook's kernel. pages.py writes the notebooks as pages.
+notebook's kernel. pages.py writes the notebooks as pages, picture.py the first
+picture of the README.
 """
