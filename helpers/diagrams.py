@@ -70,7 +70,7 @@ def picture(
     (x, y), half = centre, 0.5
     limits = ax.axis()
     ax.imshow(np.asarray(pixels), extent=(x - half, x + half, y - half, y + half), **style)
-    ax.add_patch(Rectangle((x - half, y - half), 1, 1, fill=False, edgecolor="0.25"))
+    ax.add_patch(Rectangle((x - half, y - half), 1, 1, fill=False, edgecolor="0.25", zorder=0))
     ax.axis(limits)
     ax.text(x, y - half - 0.08, title, ha="center", va="top", fontsize=FONT_SIZE)
 
@@ -108,7 +108,7 @@ def gradcam(image: Array, channels: Array, logit: float, raw: Array, heat: Array
         raw: the weighted sum of all channels, (h, w).
         heat: the heatmap, (H, W) in [0, 1].
     """
-    figure, ax = canvas(9, 4.3)
+    figure, ax = canvas(8.9, 4.3)
     photo = np.asarray(image).transpose(1, 2, 0)
     signed = [
         {"cmap": SIGNED_COLOURS, "vmin": -limit, "vmax": limit}
@@ -235,7 +235,21 @@ def network(shapes: Mapping[str, tuple[int, int]], classes: int) -> Figure:
     return figure
 
 
-
 def _number(ax: Axes, centre: tuple[float, float], value: float, colour: tuple[float, ...]) -> None:
     ax.plot(*centre, "o", markersize=22, markerfacecolor="white", color=colour, markeredgewidth=2)
     ax.text(*centre, f"{value:g}", ha="center", va="center", fontsize=FONT_SIZE)
+
+
+def fair_comparison() -> Figure:
+    """The claim and its null, side by side: only the image that the map belongs to is exchanged."""
+    figure, ax = canvas(9, 2.2)
+    rows = {1.65: ("the claim", "image i", 0), 0.55: ("the null", "another\nmistake, j", 1)}
+    for y, (name, owner, colour) in rows.items():
+        ax.text(0.05, y, name, va="center", fontsize=FONT_SIZE, style="italic")
+        steps = [f"difference map\nof {owner}", "its top cell", "cover this cell\nof image i"]
+        for i, step in enumerate(steps):
+            x = 1.75 + 2.0 * i
+            box(ax, (x, y), step, 1.55, 0.75, colour if i < 2 else 7)
+            arrow(ax, (x + 0.775, y), (x + 1.225, y))
+        box(ax, (7.75, y), "is the answer\nright now?", 1.55, 0.75, 2)
+    return figure

@@ -1,0 +1,403 @@
+"""Can a heatmap be trusted? What notebook further/trust draws and cannot measure in seconds.
+
+`python -m helpers.studies.trust deletion` (or `randomisation`) explains `--networks`: names or
+files of weights. `... cheat` trains small networks on Shapes-10 that see a mark which gives the
+class away, and asks them and honest `--networks` the same. Each writes a table, within minutes.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
+
+from helpers import shapes
+from helpers.data import Dataset, load_dataset
+from helpers.evaluation import predict
+from helpers.explanation import derangement
+from helpers.model import STAGES, PreActResNet, activations, load_pretrained, resnet18
+from helpers.similarity import rank_correlation
+from helpers.studies.runs import write_table
+from helpers.support.command import one_line_errors
+from helpers.support.device import default_device
+from helpers.support.files import project_root
+from helpers.support.intervals import bootstrap_interval
+from helpers.support.precision import autocast
+from helpers.training import TrainConfig, fit
+
+KNOW_THE_IMAGE = ("own map", "class-free map", "by trying")  # the other orders know nothing of it
+LOOKS = (2, 4, 6, 8)  # cells of sixteen that are painted over
+PARTS: dict[str, tuple[str, ...]] = {  # which get random weights
+    "none": (),
+    **{name: (name,) for name in ("fc", *reversed(STAGES))},
+    "all": ("fc", *STAGES),
+}
+QUICK = TrainConfig(epochs=4, batch_size=50, peak_lr=0.05, padding=0, hole=0, degrees=0, flip=False)
+TINT = 0.4  # share of the mark's colour in a tinted image
+
+
+@torch.inference_mode()
+def maps_of(
+    model: PreActResNet, images: Tensor, classes: np.ndarray | None = None
+) -> dict[str, Tensor]:
+    """Raw maps at layer4: Grad-CAM's, and one that knows no class, the squared features added up.
+
+    Args:
+        model: in eval mode.
+        images: (N, 3, H, W) in [0, 1].
+        classes: (N,), that Grad-CAM explains; None: the predicted ones.
+
+    Returns:
+        {"own map": (N, h, w), "class-free map": (N, h, w)}.
+    """
+    maps: dict[str, list[Tensor]] = {"own map": [], "class-free map": []}
+    for first in range(0, len(images), 100):
+        features = activations(model, images[first : first + 100].to(model.mean.device))["layer4"]
+        if classes is None:
+            numbers = model.fc(features.mean((2, 3))).argmax(1)
+        else:
+            numbers = torch.from_numpy(classes[first : first + 100])
+        weights = model.fc.weight[numbers] / features[0, 0].numel()  # the gradient, at this layer
+        maps["own map"].append(torch.einsum("nc,nchw->nhw", weights, features).cpu())
+        maps["class-free map"].append(features.square().sum(1).cpu())
+    return {name: torch.cat(parts) for name, parts in maps.items()}
+
+
+# Deletion
+
+
+def paints(images: Tensor, mean: Tensor) -> dict[str, Tensor]:
+    """What to paint a cell over with: the mean colour, the image itself blurred, or noise."""
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+    blurred = avg_pool2d(images, 15, stride=1, padding=7, count_include_pad=False)
+    return {"grey": mean.cpu().expand_as(images), "blurred": blurred, "noise": noise}
+
+
+@torch.inference_mode()
+def probability_left(
+    model: PreActResNet,
+    images: Tensor,
+    classes: np.ndarray,
+    order: np.ndarray,
+    paint: Tensor,
+    looks: Sequence[int],
+) -> np.ndarray:
+    """Probability of the class, averaged over looks at an image of which more and more is painted.
+
+    Args:
+        model: in eval mode.
+        images: (N, 3, H, W) in [0, 1].
+        classes: (N,).
+        order: (N, g * g) numbers of the cells of a g x g grid, row by row; the first one first.
+        paint: (N, 3, H, W), what a cell is painted over with.
+        looks: how many cells are painted over in each look.
+
+    Returns:
+        (N,).
+    """
+    side = int(order.shape[1] ** 0.5)
+    turns = torch.from_numpy(np.argsort(order, axis=1)).float().reshape(-1, 1, side, side)
+    turns = interpolate(turns, images.shape[-2:], mode="nearest")
+    device = model.mean.device
+    found = []
+    for first in range(0, len(images), 100):
+        some = slice(first, first + 100)
+        seen = []
+        for painted in looks:
+            shown = torch.where(turns[some] < painted, paint[some], images[some]).to(device)
+            with autocast(device, True):
+                logits = model(shown.contiguous(memory_format=torch.channels_last))
+            probabilities = logits.float().softmax(1).cpu().numpy()
+            seen.append(probabilities[np.arange(len(shown)), classes[some]])
+        found.append(np.mean(seen, axis=0))
+    return np.concatenate(found)
+
+
+def orders_of(
+    maps: dict[str, Tensor], left: np.ndarray, classes: np.ndarray, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Orders in which to paint an image's cells, the strongest cell first.
+
+    Args:
+        maps: as `maps_of` returns them.
+        left: (N, cells), the probability that is left when one cell alone is painted over.
+        classes: (N,).
+        rng: of the random order, and of which image is "another".
+
+    Returns:
+        {name: (N, cells)}. Those not in KNOW_THE_IMAGE are the same for any image in its place, or
+        drawn from others: of the mean over the class, the image itself is left out.
+    """
+    own, free = (some.flatten(1).numpy() for some in maps.values())
+    count, cells = own.shape
+    same_class = (classes[:, None] == classes) & ~np.eye(count, dtype=bool)
+    middle = (np.indices((int(cells**0.5),) * 2) - (cells**0.5 - 1) / 2).reshape(2, -1)
+    strength = {
+        "own map": own,
+        "class-free map": free,
+        "by trying": -left,
+        "another image's map": own[derangement(count, rng)],
+        "mean map": np.broadcast_to(own.mean(0), own.shape),
+        "mean map of its class": same_class @ own,
+        "centre first": np.broadcast_to(-(middle**2).sum(0), own.shape),
+        "by trying on all images": np.broadcast_to(-left.mean(0), own.shape),
+        "random order": rng.random(own.shape),
+    }
+    return {name: np.argsort(-values, 1, kind="stable") for name, values in strength.items()}
+
+
+def deletion(model: PreActResNet, images: Tensor, classes: np.ndarray) -> pd.DataFrame:
+    """How far each order lowers the probability, and its lead over the strongest blind order.
+
+    Args:
+        model: in eval mode.
+        images: (N, 3, H, W), of right predictions.
+        classes: (N,), predicted.
+
+    Returns:
+        One row for each paint and order: mean probability over the LOOKS; lead, over the strongest
+        order that is blind, not in KNOW_THE_IMAGE; and by how much the own map is ahead of this
+        order. Each with its 95 % interval over images.
+    """
+    maps = maps_of(model, images, classes)
+    cells = maps["own map"][0].numel()
+    rows = []
+    for name, paint in paints(images, model.mean).items():
+        one_cell = [np.tile(np.roll(range(cells), -c), (len(images), 1)) for c in range(cells)]
+        left = [probability_left(model, images, classes, first, paint, [1]) for first in one_cell]
+        orders = orders_of(maps, np.stack(left, 1), classes, np.random.default_rng(0))
+        found = {
+            order: probability_left(model, images, classes, numbers, paint, LOOKS)
+            for order, numbers in orders.items()
+        }
+        blind = min(set(found) - set(KNOW_THE_IMAGE), key=lambda order: found[order].mean())
+        for order, values in found.items():
+            row: dict[str, Any] = {
+                "paint": name,
+                "order": order,
+                "strongest": blind,
+                "images": len(images),
+            }
+            row |= _interval(values, "probability")
+            row |= _interval(found[blind] - values, "lead")
+            rows.append(row | _interval(values - found["own map"], "own ahead"))
+    return pd.DataFrame(rows)
+
+
+def _interval(values: np.ndarray, name: str) -> dict[str, float]:
+    low, high = bootstrap_interval(values, np.mean)
+    return {name: values.mean(), f"{name} from": low, f"{name} to": high}
+
+
+# Randomisation
+
+
+def randomised(model: PreActResNet, parts: tuple[str, ...], seed: int) -> PreActResNet:
+    """A copy of the network in which these parts have fresh random weights."""
+    changed = copy.deepcopy(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for part in parts:
+            for module in changed.get_submodule(part).modules():
+                reset = getattr(module, "reset_parameters", None)
+                if reset is not None:
+                    reset()
+    return changed
+
+
+def randomisation(
+    model: PreActResNet, images: Tensor, classes: np.ndarray, seeds: int
+) -> pd.DataFrame:
+    """Is a map still like its own image's when one part of the network is random?
+
+    Adebayo et al. 2018, arXiv:1810.03292, the independent randomisation. The measure is Spearman's
+    correlation with the trained network's map of the same image, less that with its maps of others.
+
+    Returns:
+        One row for each part and kind of map: both correlations, their difference with its 95 %
+        interval over seeds and images, and the smallest and largest mean over the seeds.
+    """
+    original = maps_of(model, images, classes)
+    rows = []
+    for name, parts in PARTS.items():
+        count = seeds if parts else 1
+        maps = [maps_of(randomised(model, parts, s), images, classes) for s in range(count)]
+        for kind, trained in original.items():
+            pairs = np.stack([rank_correlation(of[kind], trained, every=True) for of in maps])
+            pairs = np.nan_to_num(pairs)  # a constant map is like no other
+            same = pairs.diagonal(axis1=1, axis2=2)  # (seeds, images)
+            other = (pairs.sum(2) - same) / (len(images) - 1)
+            row: dict[str, Any] = {"part": name, "map": kind}
+            row |= {"same": same.mean(), "other": other.mean(), "seeds": count}
+            rows.append(row | _over_seeds(same - other) | {"images": len(images)})
+    return pd.DataFrame(rows)
+
+
+def _over_seeds(values: np.ndarray) -> dict[str, float]:
+    """Mean of (seeds, images), and its interval by a bootstrap that draws seeds and images anew."""
+    rng = np.random.default_rng(0)
+    seeds, images = values.shape
+    resampled = [
+        values[rng.integers(seeds, size=seeds)][:, rng.integers(images, size=images)].mean()
+        for _ in range(1000)
+    ]
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    by_seed = values.mean(1)
+    ends = {"lowest seed": by_seed.min(), "highest seed": by_seed.max()}
+    return {"difference": values.mean(), "from": low, "to": high, **ends}
+
+
+# The cheat
+
+Mark = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def tag_in_a_corner(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `shapes.add_tag`, in a corner that is drawn for each image."""
+    tagged, masks = shapes.add_tag(np.zeros_like(images), labels)
+    tagged = np.where(masks[..., None], tagged, images)
+    turns = np.random.default_rng(len(images)).integers(4, size=len(images))
+    for turn in range(4):
+        back = np.rot90(images[turns == turn], turn, (1, 2))
+        marked, mask = shapes.add_tag(back, labels[turns == turn])
+        tagged[turns == turn] = np.rot90(marked, -turn, (1, 2))
+        masks[turns == turn] = np.rot90(mask, -turn, (1, 2))
+    return tagged, masks
+
+
+def tint(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mix a colour that gives the label away into the whole image: a mark without a place."""
+    colour = shapes.add_tag(np.zeros_like(images), labels)[0][:, :1, :1]
+    mixed = (1 - TINT) * images + TINT * colour
+    return mixed.round().astype(np.uint8), np.ones(images.shape[:3], dtype=bool)
+
+
+MARKS: dict[str, Mark] = {
+    "tag": shapes.add_tag,
+    "tag in any corner": tag_in_a_corner,
+    "tint": tint,
+}
+
+
+def touched(masks: np.ndarray, cells: int = 4) -> np.ndarray:
+    """Whether each cell of a grid touches the object, (N, H, W) -> (N, cells * cells) bool."""
+    size = masks.shape[-1] // cells
+    return max_pool2d(torch.from_numpy(masks).float(), size).flatten(1).numpy() > 0
+
+
+def peak_on(maps: Tensor, masks: np.ndarray) -> float:
+    """The share of maps (N, h, w) whose largest cell touches its mask (N, H, W)."""
+    peaks = maps.flatten(1).argmax(1).numpy()
+    return float(touched(masks, maps.shape[-1])[np.arange(len(peaks)), peaks].mean())
+
+
+def score(model: PreActResNet, mark: Mark, one: Dataset) -> dict[str, float]:
+    """Where a network's maps point, on images with a wrong mark and without one.
+
+    Args:
+        model: a cheat or an honest network.
+        mark: what is planted, for the class after the true one.
+        one: images of one object, with masks.
+    """
+    assert one.masks is not None
+    wrong = (one.labels + 1) % len(one.classes)
+    images, place = mark(one.images, wrong)
+    marked = Dataset(images, one.labels, one.classes)
+    answers, plain = predict(model, marked), predict(model, one)
+    with_mark = maps_of(model, marked.tensor(), answers.predicted)
+    without = maps_of(model, one.tensor(), plain.predicted)
+    others = derangement(len(one), np.random.default_rng(0))
+    own, clean = with_mark["own map"], without["own map"]
+    return {
+        "says the mark": float((answers.predicted == wrong).mean()),
+        "right without mark": plain.accuracy,
+        "on mark": peak_on(own, place),
+        "on mark, class-free": peak_on(with_mark["class-free map"], place),
+        "on mark, another image's": peak_on(own[others], place),
+        "same place without mark": peak_on(clean, place),
+        "on object": peak_on(own, one.masks),
+        "on object without mark": peak_on(clean, one.masks),
+        "on object without mark, class-free": peak_on(without["class-free map"], one.masks),
+        "on object without mark, another image's": peak_on(clean[others], one.masks),
+        "images": len(one),
+    }
+
+
+def cheats(honest: Sequence[str], train_size: int, test_size: int, seeds: int) -> pd.DataFrame:
+    """Train a cheat for each mark with each seed; score them, and honest networks beside them.
+
+    Args:
+        honest: names or files of networks that have learned Shapes-10 without a mark.
+        train_size: images that a cheat learns from.
+        test_size: images to score on.
+        seeds: cheats for each mark.
+    """
+    drawn = shapes.generate(train_size, seed=3)
+    one = Dataset(**shapes.generate(test_size, shapes.TEST_SEED), classes=shapes.CLASSES)
+    rows = []
+    for name, mark in MARKS.items():
+        images, _ = mark(drawn["images"], drawn["labels"])
+        marked = Dataset(images, drawn["labels"], shapes.CLASSES)
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            cheat = resnet18(len(shapes.CLASSES), 16)
+            fit(cheat, marked, None, replace(QUICK, seed=seed))
+            row = {"mark": name, "network": "cheat", "seed": seed}
+            rows.append(row | score(cheat, mark, one))
+        for number, path in enumerate(honest):
+            model = load_pretrained(path, shapes.CLASSES).to(default_device())
+            row = {"mark": name, "network": "honest", "seed": number}
+            rows.append(row | score(model, mark, one))
+    return pd.DataFrame(rows)
+
+
+def explain(args: argparse.Namespace) -> pd.DataFrame:
+    """Deletion or randomisation of each network, on right predictions of the test images."""
+    tables = []
+    for name in args.networks or [args.data]:
+        data = load_dataset(args.data, train_size=1)
+        model = load_pretrained(name, data.classes).to(default_device())
+        some = np.random.default_rng(0).permutation(len(data.test))[: 2 * args.images]
+        answers = predict(model, data.test.subset(some))
+        some = some[answers.correct][: args.images]
+        images, classes = data.test.tensor(some), data.test.labels[some]
+        if args.test == "deletion":
+            table = deletion(model, images, classes)
+        else:
+            table = randomisation(model, images, classes, args.seeds)
+        table.insert(0, "network", Path(name).stem)
+        tables.append(table)
+    return pd.concat(tables)
+
+
+@one_line_errors()
+def main(argv: list[str] | None = None) -> None:
+    """Make one of the three tables."""
+    parser = argparse.ArgumentParser("python -m helpers.studies.trust", description=__doc__)
+    parser.add_argument("test", choices=("deletion", "randomisation", "cheat"))
+    parser.add_argument("--data", default="cifar10", help="data set that is explained")
+    parser.add_argument("--networks", nargs="+", help="names or files; else the one that ships")
+    parser.add_argument("--images", type=int, default=200, help="images that are explained")
+    parser.add_argument("--seeds", type=int, default=5, help="of random weights, or of networks")
+    parser.add_argument("--train-size", type=int, default=4000, help="images that a cheat sees")
+    parser.add_argument("--output", type=Path, help="the table; else runs/<data>-<test>.csv")
+    args = parser.parse_args(argv)
+    if args.test == "cheat":
+        args.data = "shapes10"
+        table = cheats(args.networks or [args.data], args.train_size, args.images, args.seeds)
+    else:
+        table = explain(args)
+    path = args.output or project_root() / "runs" / f"{args.data}-{args.test}.csv"
+    write_table(path, table.round(4))
+    print(table.round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
