@@ -40,17 +40,25 @@ def test_every_formula_of_a_page_is_understood(pages, name):
 
 @pytest.mark.parametrize("name", ["index", *NOTEBOOKS])
 def test_each_page_has_a_bar_with_links_to_all_and_is_marked_in_it(pages, name):
-    headings = [
-        nbformat.read(path, as_version=4).cells[0].source.splitlines()[0].removeprefix("# ")
-        for path in NOTEBOOKS.values()
-    ]
     bar = re.search(r"<nav.*?</nav>", read_page(pages, name), re.DOTALL).group()
     links = re.findall(r'href="([\w/.]+)\.html"[^>]*>([^<]+)<', bar)
     places = [(pages / f"{name}.html").parent.joinpath(link).resolve() for link, _ in links]
     assert places == [(pages / place).resolve() for place in ("index", *NOTEBOOKS)]
-    assert [title for _, title in links] == ["Start", *headings]
+    assert [title for _, title in links] == [title for _, title in pages_module.series()]
     (marked,) = re.findall(r'<a aria-current="page" href="([^"]+)\.html"', bar)
     assert marked.removeprefix("../") == name
+
+
+def test_pages_are_called_what_the_tables_of_the_readme_call_them(tmp_path, monkeypatch):
+    (tmp_path / "notebooks" / "further").mkdir(parents=True)
+    (tmp_path / "notebooks" / "01_one.ipynb").touch()
+    (tmp_path / "notebooks" / "further" / "two.ipynb").touch()
+    (tmp_path / "notebooks" / "further" / ".draft.ipynb").touch()
+    table = "See [here](notebooks/01_one.ipynb).\n\n| [1 · One](notebooks/01_one.ipynb) | what? |"
+    (tmp_path / "README.md").write_text(table, encoding="utf-8")
+    monkeypatch.setattr(pages_module, "ROOT", tmp_path)
+    expected = [("index", "Start"), ("01_one", "1 · One"), ("further/two", "further/two")]
+    assert pages_module.series() == expected
 
 
 @pytest.mark.parametrize(
@@ -75,7 +83,7 @@ def test_links_lead_from_page_to_page(link, address):
     assert pages_module.page_address(link) == address
 
 
-TEXT = r"""# A title
+TEXT = r"""# A title, *and* more?
 
 Inline $p_c = \frac{1}{2}$, code `$not$`, [the walk](../03_evaluation.ipynb),
 [a record](../../helpers/record.csv).
@@ -94,6 +102,7 @@ def test_a_page_of_the_second_shelf(tmp_path, monkeypatch):
     further.mkdir(parents=True)
     (root / "helpers").mkdir()
     (root / "helpers" / "record.csv").write_text("a,b")
+    (root / "README.md").write_text("# Title")
     shutil.copy(pages_module.TEMPLATE, root / "notebooks")
     monkeypatch.setattr(pages_module, "ROOT", root)
     cells = [nbformat.v4.new_markdown_cell(TEXT), nbformat.v4.new_code_cell("print(6 * 7)")]
@@ -101,7 +110,7 @@ def test_a_page_of_the_second_shelf(tmp_path, monkeypatch):
     folder = tmp_path / "html"
     pages_module.write_page(further / "one.ipynb", folder, execute=True)
     page = read_page(folder, "further/one")
-    assert "<title>A title</title>" in page
+    assert '<h1 id="a-title-and-more">A title, <em>and</em> more?</h1>' in page
     assert page.count("<math ") == 3 and page.count('<math display="block"') == 1
     assert "<code>$not$</code>" in page
     assert 'href="../03_evaluation.html"' in page and 'href="../index.html"' in page

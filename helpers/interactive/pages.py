@@ -26,11 +26,12 @@ TEMPLATE = ROOT / "notebooks" / "page.html.j2"
 BADGES = re.compile(r"^\[!\[.*\n", re.MULTILINE)  # drawn by another host
 LINKED_FILES = re.compile(r'(?:\]\(|src=")(?:\.\./)*((?:images|helpers|\.github)/[^)"#]+)')
 EMPTY_HEADERS = re.compile("<th[^>]*></th>")  # of tables, which a screen reader stumbles over
+TITLES = re.compile(r"^\| \[([^\]]+)\]\(notebooks/([\w/]+)\.ipynb\)", re.MULTILINE)
 TOGETHER = 2  # notebooks that run at the same time, where there are as many cores
 
 
 class PageRenderer(IPythonRenderer):
-    """Formulas as MathML, and links to notebooks as links to their pages."""
+    """Formulas as MathML; headings, and links to notebooks, for pages."""
 
     def inline_math(self, body: str) -> str:
         """A formula in a line."""
@@ -39,6 +40,11 @@ class PageRenderer(IPythonRenderer):
     def block_math(self, body: str) -> str:
         """A formula on a line of its own."""
         return convert(body, display="block")
+
+    def heading(self, text: str, level: int, **attrs: Any) -> str:
+        """A heading, with the anchor that GitHub gives it."""
+        words = re.sub(r"<[^>]*>|[^\w\- ]", "", text).lower()
+        return f'<h{level} id="{words.replace(" ", "-")}">{text}</h{level}>\n'
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
         """A link, to a page where there is one."""
@@ -95,6 +101,14 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT / "notebooks").with_suffix("").as_posix()
 
 
+def series() -> list[tuple[str, str]]:
+    """All pages as (name, short title): the titles are those in the tables of the README."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    titles = {name: title for title, name in TITLES.findall(readme)}
+    names = [name_of(path) for path in notebooks()]
+    return [("index", "Start"), *((name, titles.get(name, name)) for name in names)]
+
+
 def write_page(path: Path, folder: Path, execute: bool = False) -> None:
     """Write one notebook as a page.
 
@@ -125,10 +139,7 @@ def _write(notebook: NotebookNode, name: str, folder: Path) -> None:
     """Write a page, and copy the files that it links to."""
     notebook.metadata["title"] = _heading(notebook)
     resources: dict[str, Any] = {"metadata": {"name": name}}
-    resources["series"] = [
-        ("index", "Start"),
-        *((name_of(path), _title(path)) for path in notebooks()),
-    ]
+    resources["series"] = series()
     resources["top"] = "../" * name.count("/")
     page, _ = PageExporter(template_file=str(TEMPLATE)).from_notebook_node(notebook, resources)
     target = folder / f"{name}.html"
@@ -140,10 +151,6 @@ def _write(notebook: NotebookNode, name: str, folder: Path) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / linked, copy)
     print(target)
-
-
-def _title(path: Path) -> str:
-    return _heading(nbformat.read(path, as_version=4))
 
 
 def _heading(notebook: NotebookNode) -> str:

@@ -1,4 +1,13 @@
-"""Several processes that train one network together, as torchrun starts them."""
+"""Several processes that train one network together, as torchrun starts them.
+
+`torchrun --standalone --nproc-per-node 4 -m helpers.training --data cifar10 --output runs/x` uses
+four GPUs of a machine, or four processes on its CPUs, with as many threads each as OMP_NUM_THREADS
+says, or one. They share out each batch, so that `--batch-size` still counts the images of a step,
+and average their gradients; batch norm takes its statistics over the whole batch on GPUs, over each
+process's own share on CPUs. To go on, start as many processes again. From a notebook, give a
+function that calls `fit` to `notebook_launcher` of the package accelerate, before anything has used
+a GPU. Tried on CPUs only: there was no machine with two GPUs.
+"""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,10 @@
-"""Fetch CIFAR-10's archive once, verify it, and remember for a day that it could not be had."""
+"""Fetch CIFAR-10's archive once, verify it, and remember for a day that it could not be had.
+
+It is the one address that the notebooks ask for, and only when no copy lies in `data/`. Nothing is
+sent anywhere. CIFAR10_URL may name a mirror of `cifar-10-python.tar.gz`; its MD5 is checked either
+way. After a failed download the notebooks keep to Shapes-10 for a day, unless CIFAR10_URL changes;
+`load_dataset("cifar10")` tries again at once.
+"""
 
 import hashlib
 import multiprocessing.pool

@@ -1,4 +1,9 @@
-"""Where files lie, and how one is written so that a crash leaves the old one or the new one."""
+"""Where files lie, and how one is written so that a crash leaves the old one or the new one.
+
+Data sets are kept in `data/`, the decoded images of a folder beside it (`<folder>.cache.npz`),
+weights, checkpoints and tables in `runs/`, CIFAR-10's figures in `images/`, pages in `html/`.
+WALKTHROUGH_ROOT puts `data/`, `runs/` and `images/` elsewhere.
+"""
 
 import errno
 import io
