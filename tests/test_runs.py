@@ -6,9 +6,13 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import tiny
+import torch
 from filelock import FileLock
 
 from helpers import training
+from helpers.data import channel_statistics
+from helpers.evaluation import predict
+from helpers.model import load_pretrained, resnet18
 from helpers.studies import ablation, runs
 from helpers.support.files import exclusive_lock
 
@@ -31,6 +35,26 @@ def test_run_that_was_killed_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
         runs.train_once(study, "without flip", 0, {"flip": False})
     assert runs.train_once(study, "without flip", 0, {"flip": False}) == whole
     assert epochs == [1, 2, 3] and list((tmp_path / "a").iterdir()) == []
+
+
+def test_network_of_each_seed_is_kept_and_scored_beside_its_average(tmp_path):
+    recipe = replace(tiny.RECIPE, epochs=2, ema=0.9)
+    study = tiny.make_study(tmp_path / "seeds.csv", recipe=recipe)
+    scores = runs.train_and_test(study, "the recipe", 1, {})
+    (path,) = (tmp_path / "seeds").iterdir()
+    assert path.name == "the-recipe-1.pt"
+    network = load_pretrained(path)
+    torch.manual_seed(1)
+    averaged = resnet18(10, 16, *channel_statistics(study.train.images))
+    training.fit(averaged, study.train, None, replace(recipe, seed=1))
+    for key, model, flip in [
+        ("test_accuracy", network, False),
+        ("flip_accuracy", network, True),
+        ("averaged_accuracy", averaged, False),
+        ("averaged_flip_accuracy", averaged, True),
+    ]:
+        assert scores[key] == pytest.approx(predict(model, study.test, flip=flip).accuracy)
+    assert not torch.allclose(network.fc.weight, averaged.fc.weight, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """What the studies share: their runs, the table of results, and the options of their commands."""
 
 import argparse
-import copy
 import io
 import multiprocessing
 import os
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from helpers.data import Dataset, channel_statistics, load_dataset, split
 from helpers.evaluation import predict
-from helpers.model import PreActResNet, resnet18, save_weights
+from helpers.model import load_pretrained, resnet18, save_weights
 from helpers.studies.cluster import WORKER_COMMAND
 from helpers.support.command import add_arguments, config_from_args, make_parser
 from helpers.support.files import exclusive_lock, project_root, write_atomically
@@ -172,8 +171,7 @@ def train_once(
     predictions = predict(model, study.validation)
     if keep:
         save_weights(model, keep, study.train.classes)
-    for leftover in checkpoint.parent.glob(f"{checkpoint.name}*"):
-        leftover.unlink()
+    _remove_checkpoints(checkpoint)
     scores = {
         "train_accuracy": history["train_accuracy"].iloc[-1],
         "validation_loss": predictions.loss,
@@ -184,6 +182,8 @@ def train_once(
 
 def train_and_test(study: Study, variant: str, seed: int, changes: dict) -> dict[str, float]:
     """Train on all training images, keep the network, and score it on the test images.
+
+    A run that was killed goes on from its last whole epoch.
 
     Args:
         study: says how long, and on which images.
@@ -201,21 +201,29 @@ def train_and_test(study: Study, variant: str, seed: int, changes: dict) -> dict
     mean, std = channel_statistics(study.train.images)
     model = resnet18(len(study.train.classes), study.width, mean, std)
     config = replace(study.recipe, seed=seed, **changes)
-    last: list[PreActResNet] = []
+    path = study.artifact_path(variant, seed, ".pt")
 
     def keep_last(row: dict) -> None:
         """The weights of the last step: after it `fit` puts their average into the model."""
+        _end_if_orphaned(row)
         if row["epoch"] == config.epochs:
-            last.append(copy.deepcopy(model).eval())
+            save_weights(model, path, study.train.classes)
 
-    history = fit(model, study.train, None, config, log=keep_last)
-    save_weights(last[0], study.artifact_path(variant, seed, ".pt"), study.train.classes)
+    checkpoint = study.artifact_path(variant, seed, ".checkpoint")
+    history = fit(model, study.train, None, config, checkpoint=checkpoint, log=keep_last)
+    last = load_pretrained(path).to(next(model.parameters()).device)
     scores = {"train_accuracy": history["train_accuracy"].iloc[-1]}
-    for name, network in {"": last[0], "averaged_": model}.items():
+    for name, network in {"": last, "averaged_": model}.items():
         for view, flip in {"test_": False, "flip_": True}.items():
             key = f"{name}{view}accuracy".replace("averaged_test_", "averaged_")
             scores[key] = predict(network, study.test, batch_size=500, flip=flip).accuracy
+    _remove_checkpoints(checkpoint)
     return {name: round(float(value), 4) for name, value in scores.items()}
+
+
+def _remove_checkpoints(path: Path) -> None:
+    for leftover in path.parent.glob(f"{path.name}*"):
+        leftover.unlink()
 
 
 def _end_if_orphaned(_: dict) -> None:
