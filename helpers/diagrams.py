@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
@@ -110,14 +111,12 @@ def gradcam(image: Array, channels: Array, logit: float, raw: Array, heat: Array
     """
     figure, ax = canvas(8.9, 4.3)
     photo = np.asarray(image).transpose(1, 2, 0)
-    signed = [
-        {"cmap": SIGNED_COLOURS, "vmin": -limit, "vmax": limit}
-        for limit in (float(np.abs(channels).max()), float(np.abs(raw).max()))
-    ]
+    signed: dict[str, Any] = {"cmap": SIGNED_COLOURS}
+    one_scale = CenteredNorm(halfrange=float(np.abs(channels).max()))
     picture(ax, (0.75, 3.2), photo, "image")
     box(ax, (2.5, 3.2), "stem, layer1,\nlayer2, layer3,\nlayer4", height=0.8)
     for i, channel in enumerate(channels):
-        picture(ax, (4.05 + 0.2 * i, 3.35 - 0.15 * i), channel, **signed[0])
+        picture(ax, (4.05 + 0.2 * i, 3.35 - 0.15 * i), channel, norm=one_scale, **signed)
     ax.text(4.25, 4.1, f"channels of {len(raw)} × {len(raw)} cells", ha="center", fontsize=10)
     box(ax, (6.2, 3.2), "average of each\nchannel, times the\nclass's weights", 1.4, 0.8)
     box(ax, (8.2, 3.2), f"logit of\nthe class\n{logit:.2f}", 1.1, 0.8, colour=2)
@@ -126,7 +125,7 @@ def gradcam(image: Array, channels: Array, logit: float, raw: Array, heat: Array
 
     box(ax, (8.2, 1.1), "gradient,\naveraged: one\nweight for each\nchannel", 1.25, 1, colour=1)
     box(ax, (6.2, 1.1), "channels\ntimes weights,\nadded up", 1.4, 0.8, colour=1)
-    picture(ax, (4.25, 1.1), raw, "evidence, cell by cell", **signed[1])
+    picture(ax, (4.25, 1.1), raw, "evidence, cell by cell", norm=CenteredNorm(), **signed)
     box(ax, (2.5, 1.1), "ReLU, enlarge,\ndivide by the\nmaximum", 1.3, 0.8, colour=1)
     picture(ax, (0.75, 1.1), photo.mean(2), "heatmap", cmap="gray", vmin=0, vmax=1)
     picture(ax, (0.75, 1.1), heat, cmap=HEATMAP_COLOURS, vmin=0, vmax=1, alpha=0.6)

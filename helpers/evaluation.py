@@ -136,26 +136,6 @@ def margin_matched_correct(predictions: Predictions) -> np.ndarray:
     return np.sort(correct[partners])
 
 
-def example_per_class(predictions: Predictions) -> np.ndarray:
-    """One correct prediction of each class that has any, from little confidence to much.
-
-    Class number k of K contributes the image that stands k / K of the way up in the class's own
-    order of confidence, so that the examples differ in it.
-
-    Returns:
-        Indices of images, the least confident first.
-    """
-    correct = np.flatnonzero(predictions.correct)
-    correct = correct[np.argsort(predictions.confidence[correct])]
-    num_classes = len(predictions.classes)
-    chosen = []
-    for number in range(num_classes):
-        members = correct[predictions.labels[correct] == number]
-        if len(members):
-            chosen.append(members[len(members) * number // num_classes])
-    return np.array(sorted(chosen, key=predictions.confidence.__getitem__))
-
-
 def per_class(predictions: Predictions) -> pd.DataFrame:
     """Precision, recall, F1 (each 0 to 1) and number of images of every class, one row a class."""
     from sklearn.metrics import precision_recall_fscore_support  # here: importing takes 0.2 s

@@ -466,39 +466,6 @@ def heatmap_rows(
     return figure
 
 
-def gradcam_steps(
-    image: Array, channels: Mapping[str, Array], weights: Numbers, raw: Array, heat: Array
-) -> Figure:
-    """Grad-CAM in two rows: image and weighted channels; their sum, its ReLU, enlarged.
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        channels: {name: activations (h, w)} of two to four, each drawn on a scale of its own.
-        weights: one for each of these channels.
-        raw: the weighted sum of all channels, (h, w).
-        heat: the heatmap, (H, W) in [0, 1].
-    """
-    columns = max(len(channels) + 1, 3)
-    figure = _figure(1.8 * columns, 4.8)
-    first, second = _panel_grid(figure, 2, columns, framed=True)
-    axes = [*first[: len(channels) + 1], *second[:3]]
-    for ax in (*first[len(channels) + 1 :], *second[3:]):
-        ax.axis("off")
-    titles = [f"{name}\n× {weight:+.3f}" for name, weight in zip(channels, weights)]
-    last_titles = ["+ … all channels\n= raw map", "ReLU", "enlarged,\n÷ its maximum"]
-    for ax, title in zip(axes, ["the image", *titles, *last_titles]):
-        ax.set_title(title, fontsize=11)
-    axes[1].set_ylabel("channels that\ncontribute most", fontsize=10)
-
-    axes[0].imshow(_pixels(image))
-    for ax, activations in zip(axes[1:], channels.values()):
-        _draw_signed(ax, activations, _limit(activations))
-    _draw_signed(axes[-3], raw, _limit(raw))
-    _draw_signed(axes[-2], _array(raw).clip(0), _limit(raw))
-    _draw_overlay(axes[-1], image, heat)
-    return figure
-
-
 def explanation_card(
     image: Array,
     title: str,

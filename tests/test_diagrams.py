@@ -1,3 +1,4 @@
+import numpy as np
 from matplotlib.patches import FancyBboxPatch
 
 from helpers import diagrams
@@ -36,3 +37,21 @@ def test_a_residual_block_has_two_convolutions_and_a_way_around_them():
     (ax,) = diagrams.residual_block().axes
     texts = [text.get_text() for text in ax.texts]
     assert texts.count("3 × 3\nconvolution") == 2 and "the shortcut: x as it is" in texts
+
+
+def test_gradcam_goes_from_an_image_over_channels_and_a_logit_to_a_map_and_a_heatmap():
+    rng = np.random.default_rng(0)
+    image, channels, raw = (
+        rng.random((3, 8, 8)),
+        rng.normal(size=(3, 4, 4)),
+        rng.normal(size=(4, 4)),
+    )
+    heat = rng.random((8, 8))
+    (ax,) = diagrams.gradcam(image, channels, 3.714, raw, heat).axes
+    drawn = [picture.get_array() for picture in ax.get_images()]
+    expected = [image.transpose(1, 2, 0), *channels, raw, image.mean(0), heat]
+    for found, values in zip(drawn, expected, strict=True):
+        np.testing.assert_allclose(found, values)
+    for picture, values in zip(ax.get_images()[1:5], [channels] * 3 + [raw]):  # white is zero
+        assert picture.get_clim() == (-abs(values).max(), abs(values).max())
+    assert {"logit of\nthe class\n3.71", "channels of 4 × 4 cells"} <= set(texts(ax))

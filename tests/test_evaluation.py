@@ -15,7 +15,6 @@ from helpers.evaluation import (
     calibration,
     calibration_error,
     confusion,
-    example_per_class,
     fit_logit_shift,
     fit_temperature,
     margin_matched_correct,
@@ -171,18 +170,6 @@ def test_correct_predictions_are_matched_with_the_mistakes_by_their_margins():
     # Their margins are 1.0, 5.0 and 0.95. The correct predictions nearest to them have 0.9, 5.6 and
     # again 0.9, but none is taken twice: the third partner is the one with 1.2.
     assert margin_matched_correct(answers_of(logits, labels)).tolist() == [2, 3, 6]
-
-
-def test_example_per_class_by_hand():
-    confidence = np.array([0.9, 0.6, 0.7, 0.8, 0.95, 0.99, 0.5])
-    labels = np.array([0, 0, 1, 1, 1, 2, 2])
-    logits = np.full((7, 4), -20.0)
-    logits[np.arange(7), labels] = np.log(confidence / (1 - confidence))
-    logits[np.arange(7), 3] = 0  # so that class 3 has the rest; it has no image of its own
-    logits[5, 3] = 9  # a mistake
-    # Of four classes the first gives its least confident image, the second the one a quarter of the
-    # way up, the third the one half of the way up.
-    assert example_per_class(answers_of(logits, labels)).tolist() == [6, 1, 2]
 
 
 # scores per class

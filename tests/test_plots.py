@@ -69,9 +69,6 @@ DRAWN = {
     "explanation_card of a photo": lambda: plots.explanation_card(
         *CARD, {"2 x 2": (RAW, HEAT[:2])}, photo=PHOTO
     ),
-    "gradcam_steps": lambda: plots.gradcam_steps(
-        IMAGES[0], {"channel 7": RAW[0]}, [0.5], RAW[1], HEAT[0]
-    ),
     "cells": lambda: plots.cells(IMAGES[0], RAW[0], "raw"),
 }
 
@@ -419,21 +416,6 @@ def test_heatmaps_stand_under_their_titles_on_one_scale():
     for ax, heat in zip(axes, HEAT, strict=True):
         np.testing.assert_array_equal(shown(ax)[0], heat)
         assert ax.get_images()[0].get_clim() == (0, 1)
-
-
-def test_gradcam_steps_show_channels_sum_relu_and_heatmap_in_this_order():
-    axes = plots.gradcam_steps(
-        IMAGES[0], {"channel 7": RAW[0], "channel 9": RAW[2]}, [0.5, -0.25], RAW[1], HEAT[0]
-    ).axes
-    np.testing.assert_allclose(shown(axes[0])[0], channels_last(IMAGES[0]))
-    for ax, values in zip(axes[1:], (RAW[0], RAW[2], RAW[1], RAW[1].relu(), HEAT[0]), strict=True):
-        np.testing.assert_allclose(shown(ax)[-1], values)
-    assert [ax.get_title() for ax in axes[1:3]] == ["channel 7\n× +0.500", "channel 9\n× -0.250"]
-    for ax, values in zip(axes[1:5], (RAW[0], RAW[2], RAW[1], RAW[1])):  # white is zero everywhere
-        assert ax.get_images()[0].get_clim() == (
-            -values.abs().max().item(),
-            values.abs().max().item(),
-        )
 
 
 def test_a_mark_of_an_interval_keeps_its_colour_from_panel_to_panel():
