@@ -241,7 +241,7 @@ def _number(ax: Axes, centre: tuple[float, float], value: float, colour: tuple[f
 
 def fair_comparison() -> Figure:
     """The claim and its null, side by side: only the image that the map belongs to is exchanged."""
-    figure, ax = canvas(9, 2.2)
+    figure, ax = canvas(8.7, 2.2)
     rows = {1.65: ("the claim", "image i", 0), 0.55: ("the null", "another\nmistake, j", 1)}
     for y, (name, owner, colour) in rows.items():
         ax.text(0.05, y, name, va="center", fontsize=FONT_SIZE, style="italic")

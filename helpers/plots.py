@@ -40,6 +40,7 @@ MARKERS = "osD^v"
 MILLISECONDS = 2000  # that an animation shows each frame
 PANEL_SIDE = 2.07  # inches, in `explanation_card`
 WIDEST = 9  # inches
+MOST_COLUMNS = 5  # pictures in a row
 SMALLEST_TYPE = 9  # points
 
 
@@ -133,24 +134,6 @@ def image_grid(
         _draw_in_frame(ax, picture, largest)
     for ax, title in zip(axes.flat, titles if titles is not None else ()):
         ax.set_title(title, fontsize=10)
-    return figure
-
-
-def class_counts(counts: Mapping[str, Numbers], classes: Sequence[str]) -> Figure:
-    """Bars of the number of images of each class, side by side for each set.
-
-    Args:
-        counts: {"training set": (num_classes,), ...}.
-        classes: names.
-    """
-    figure, ax = _single_panel(8, 3)
-    width = 0.8 / len(counts)
-    for i, (name, values) in enumerate(counts.items()):
-        places = np.arange(len(classes)) + (i - (len(counts) - 1) / 2) * width
-        ax.bar(places, values, width, label=name, color=COLOURS[i])
-    ax.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
-    ax.set(ylabel="images")
-    figure.legend(loc="outside upper center", ncols=len(counts))
     return figure
 
 
@@ -371,20 +354,6 @@ def _marked_intervals(
     return drawn
 
 
-def contrast(found: Mapping[str, pd.DataFrame], xlabel: str) -> Figure:
-    """Same image against other image, and beside them their difference.
-
-    Args:
-        found: {line: table as `similarity.same_minus_other` returns it}.
-        xlabel: what is compared.
-    """
-    table = pd.concat(found)
-    sides = table.drop("difference", level=1)
-    sides = sides.rename({"same": "same image", "other": "another image"}, level=1)
-    gap = table.drop(["same", "other"], level=1)
-    return intervals({xlabel: sides, "same minus other": gap})
-
-
 def feature_maps(
     rows: Mapping[str, Array], image: Array | None = None, one_scale: bool = False
 ) -> Figure:
@@ -436,8 +405,10 @@ def heatmap_rows(
 ) -> Figure:
     """A row of images and, below each, its maps: one row for every entry.
 
+    More than five images go on below, with rows of their own.
+
     Args:
-        images: (N, 3, H, W) in [0, 1]; more than five are too small to be seen.
+        images: (N, 3, H, W) in [0, 1].
         titles: one for each image.
         overlays: {label: heatmaps (N, H, W) in [0, 1]}, drawn over the images in grey.
         signed: {label: raw maps (N, h, w)}, drawn cell by cell on one scale, from minus to plus the
@@ -445,25 +416,46 @@ def heatmap_rows(
     """
     overlays, signed = overlays or {}, signed or {}
     labels = ["image", *overlays, *signed]
-    columns = len(images)
-    figure = _figure(min(1.4 * columns + 2, WIDEST), 1.35 * len(labels) + 0.5)
-    axes = _panel_grid(figure, len(labels), columns, labels, framed=True, bar_column=True)
-    overlay_axes, signed_axes = axes[1 : 1 + len(overlays)], axes[1 + len(overlays) :]
+    columns = min(len(images), MOST_COLUMNS)
+    blocks = -(-len(images) // columns)
+    figure = _figure(min(1.4 * columns + 2, WIDEST), (1.35 * len(labels) + 0.5) * blocks)
+    shape = len(labels) * blocks, columns
+    axes = _panel_grid(figure, *shape, labels * blocks, framed=True, bar_column=True)
+    limit = max((_limit(maps) for maps in signed.values()), default=1)
+    for block in range(blocks):
+        part = slice(block * columns, (block + 1) * columns)
+        rows = axes[block * len(labels) : (block + 1) * len(labels)]
+        heats = [maps[part] for maps in overlays.values()]
+        raws = [maps[part] for maps in signed.values()]
+        _draw_map_rows(rows, images[part], titles[part], heats, raws, limit)
+    return figure
+
+
+def _draw_map_rows(
+    axes: np.ndarray,
+    images: Array,
+    titles: Sequence[str],
+    overlays: Sequence[Array],
+    signed: Sequence[Array],
+    limit: float,
+) -> None:
+    """Images and their maps in rows of `_panel_grid`, as `heatmap_rows` describes them."""
+    for ax in axes[:, len(images) :].flat:
+        ax.set_visible(False)
     for ax, image, title in zip(axes[0], images, titles):
         ax.imshow(_pixels(image))
         ax.set_title(title, fontsize=10)
-    for row, maps in zip(overlay_axes, overlays.values()):
+    overlay_axes, signed_axes = axes[1 : 1 + len(overlays)], axes[1 + len(overlays) :]
+    for row, maps in zip(overlay_axes, overlays):
         for ax, image, heat in zip(row, images, maps):
             shown = _draw_overlay(ax, image, heat)
     if overlays:
         _bar_beside(overlay_axes, shown, HEATMAP_LABEL)
-    limit = max((_limit(maps) for maps in signed.values()), default=1)
-    for row, maps in zip(signed_axes, signed.values()):
+    for row, maps in zip(signed_axes, signed):
         for ax, cells_of_map in zip(row, maps):
             shown = _draw_signed(ax, cells_of_map, limit)
     if signed:
         _bar_beside(signed_axes, shown, SIGNED_LABEL)
-    return figure
 
 
 def explanation_card(

@@ -1,20 +1,13 @@
 """Compare maps with maps: how similar are two, and is that due to the image or to all images?"""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 from torch import Tensor
 
-from helpers.data import Dataset
-from helpers.evaluation import Predictions, margin_matched_correct
 from helpers.gradcam import GradCAM
-
-MapPairs = dict[str, tuple[Tensor, Tensor]]  # name -> two sets of maps (N, h, w)
 
 
 def flatten_maps(maps: Tensor) -> np.ndarray:
@@ -123,96 +116,6 @@ def _partner_means(values: np.ndarray, pairs: np.ndarray, times: np.ndarray) -> 
     return times @ (pairs * values).T / (times @ pairs.T)
 
 
-def contrasts(pairs: MapPairs) -> dict[str, pd.DataFrame]:
-    """`same_minus_other` of the rank correlations between two sets of maps, for each pair of sets.
-
-    Args:
-        pairs: {name: (first, second)}, each (N, h, w), of the same N images.
-
-    Returns:
-        {name: table}.
-    """
-    return {name: _contrast(first, second) for name, (first, second) in pairs.items()}
-
-
-def contrast_tables(grids: dict[str, MapPairs]) -> dict[str, pd.DataFrame]:
-    """Same minus other on several grids, with and without the pattern that all images share.
-
-    Args:
-        grids: {name of a grid: pairs as `contrasts` takes them}.
-
-    Returns:
-        {title: table} of two tables; their rows are (pair, grid), their columns mean, from and to.
-    """
-    as_they_are, without_pattern = {}, {}
-    for grid, pairs in grids.items():
-        for name, (first, second) in pairs.items():
-            remainders = without_shared(first, second)
-            as_they_are[name, grid] = _contrast(first, second).loc["difference"]
-            without_pattern[name, grid] = _contrast(*remainders).loc["difference"]
-    return {
-        "same minus other": pd.DataFrame(as_they_are).T,
-        "same minus other, shared pattern taken out": pd.DataFrame(without_pattern).T,
-    }
-
-
-def _contrast(first: Tensor, second: Tensor) -> pd.DataFrame:
-    return same_minus_other(rank_correlation(first, second, every=True))
-
-
-def pairs_of_maps(
-    explain: GradCAM, dataset: Dataset, predictions: Predictions, twins: Sequence[GradCAM] = ()
-) -> MapPairs:
-    """Raw maps of two classes for the same images, whose evidence might lie in the same place.
-
-    Args:
-        explain: at the layer that is followed by global average pooling and the linear layer `fc`.
-        dataset: the images.
-        predictions: of these images by the network of `explain`; some are wrong.
-        twins: two GradCAMs of other networks, for a positive control.
-
-    Returns:
-        {name: (first, second)}, each (N, h, w). Of mistakes: the predicted and the actual class,
-        and the predicted class and the most probable one that is neither. Of correct predictions
-        that were as close a call: the most probable class and the second. The first and the third
-        pair for log-softmax, too. With twins: the actual class of mistakes, by either network.
-    """
-    num_classes = len(dataset.classes)
-    ranked = np.argsort(-predictions.logits, axis=1)  # classes, the most probable first
-    wrong = np.flatnonzero(~predictions.correct)
-    close = margin_matched_correct(predictions)
-    predicted, actual = predictions.predicted[wrong], predictions.labels[wrong]
-    second, third = ranked[wrong, 1], ranked[wrong, min(2, num_classes - 1)]
-    neither = np.where(second == actual, third, second)
-    top_two = ranked[close, 0], ranked[close, 1]
-
-    of_wrong = all_maps(explain, dataset.tensor(wrong), num_classes)
-    of_close = all_maps(explain, dataset.tensor(close), num_classes)
-    log_of_wrong, log_of_close = (_to_log_softmax(explain, maps) for maps in (of_wrong, of_close))
-    pairs = {
-        "mistakes: predicted, actual": _select_two(of_wrong, predicted, actual),
-        "right, as close: best, second": _select_two(of_close, *top_two),
-        "mistakes: predicted, a third class": _select_two(of_wrong, predicted, neither),
-        "log-softmax, mistakes": _select_two(log_of_wrong, predicted, actual),
-        "log-softmax, right": _select_two(log_of_close, *top_two),
-    }
-    if twins:
-        first, other = (twin.evidence(dataset.tensor(wrong), actual) for twin in twins)
-        pairs["one class, two trainings"] = first, other
-    return pairs
-
-
-def _select_two(maps: Tensor, first: np.ndarray, second: np.ndarray) -> tuple[Tensor, Tensor]:
-    return select_class(maps, first), select_class(maps, second)
-
-
-def _to_log_softmax(explain: GradCAM, maps: Tensor) -> Tensor:
-    """`log_softmax_maps` of maps of all classes, whose cells sum to the logit minus its bias."""
-    bias = explain.model.get_parameter("fc.bias").detach().cpu()
-    logits = maps.sum((2, 3)) + bias
-    return log_softmax_maps(maps, logits.softmax(1))
-
-
 def without_patterns(maps: Tensor, *patterns: Tensor) -> Tensor:
     """What is left of maps after a constant and these patterns have been fitted by least squares.
 
@@ -238,24 +141,6 @@ def without_shared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return without_patterns(first, *patterns), without_patterns(second, *patterns)
 
 
-def log_softmax_maps(maps: Tensor, probabilities: ArrayLike | Tensor) -> Tensor:
-    """Grad-CAM maps of the log-probabilities, computed from the maps of all logits.
-
-    The gradients obey d log p_c = d z_c - sum_k p_k d z_k, and a map is linear in the gradient. So
-    in every cell sum_c p_c map_c is 0, whatever the network: if two classes share the probability,
-    the map of one is the negative of the other's, scaled.
-
-    Args:
-        maps: (N, num_classes, h, w), of the logits.
-        probabilities: (N, num_classes), the softmax of the logits.
-
-    Returns:
-        (N, num_classes, h, w), of the log-probabilities.
-    """
-    p = torch.as_tensor(probabilities, dtype=maps.dtype)[:, :, None, None]
-    return maps - (p * maps).sum(dim=1, keepdim=True)
-
-
 def all_maps(explain: GradCAM, images: Tensor, num_classes: int, batch_size: int = 100) -> Tensor:
     """Raw maps of every class, in batches that fit in memory.
 
@@ -271,23 +156,6 @@ def all_maps(explain: GradCAM, images: Tensor, num_classes: int, batch_size: int
     classes = torch.arange(num_classes)
     batches = images.split(batch_size)
     return torch.cat([explain.evidence(part, classes.expand(len(part), -1)) for part in batches])
-
-
-def rescale(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Raw maps rescaled to [0, 1], from the smallest cell of each to its largest, and upsampled.
-
-    Unlike a heatmap, the result also shows differences between negative cells.
-
-    Args:
-        maps: (N, h, w).
-        size: height and width of the result in pixels.
-
-    Returns:
-        (N, H, W) in [0, 1]; 0 everywhere for a constant map.
-    """
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    grid = (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
-    return F.interpolate(grid[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def select_class(maps: Tensor, classes: ArrayLike | Tensor) -> Tensor:

@@ -51,7 +51,6 @@ def label_texts(legend):
 
 DRAWN = {
     "image_grid": lambda: plots.image_grid(IMAGES, ["a"] * 3),
-    "class_counts": lambda: plots.class_counts({"training set": [3, 4]}, ("cat", "dog")),
     "lines": lambda: plots.lines([1, 2], {"a": [0, 1]}, "x", "y"),
     "confusion_heatmap": lambda: plots.confusion_heatmap(MATRIX, ("a", "b", "c")),
     "histogram": lambda: plots.histogram({"a": np.arange(5.0)}, "x"),
@@ -63,7 +62,6 @@ DRAWN = {
         pd.DataFrame([[0.5, 0.6, 0.4, 0.7, 9]], columns=[*GROUP, "images"])
     ),
     "heatmap_rows": lambda: plots.heatmap_rows(IMAGES, ["a"] * 3, {"heat": HEAT}, {"raw": RAW}),
-    "contrast": lambda: plots.contrast({"mistakes": CONTRAST}, "likeness"),
     "heatmaps": lambda: plots.heatmaps(HEAT, ["a"] * 3),
     "explanation_card": lambda: plots.explanation_card(*CARD, {"2 x 2": (RAW, HEAT[:2])}),
     "explanation_card of a photo": lambda: plots.explanation_card(
@@ -159,22 +157,6 @@ def test_image_grid_draws_a_padded_image_larger_by_its_padding():
     assert large.get_xlim() == (-0.5, 9.5) and large.get_ylim() == (9.5, -0.5)
 
 
-def test_class_counts_draws_a_bar_for_every_class_of_every_set():
-    figure = plots.class_counts({"training set": [3, 4], "test set": [1, 0]}, ("cat", "dog"))
-    (ax,) = figure.axes
-    assert [[bar.get_height() for bar in bars] for bars in ax.containers] == [[3, 4], [1, 0]]
-    for class_number in range(2):  # side by side, around the class's tick
-        first, second = (bars[class_number] for bars in ax.containers)
-        assert (
-            first.get_x() + first.get_width()
-            == pytest.approx(second.get_x())
-            == pytest.approx(class_number)
-        )
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["cat", "dog"]
-    legend = ax.get_legend() or figure.legends[0]
-    assert label_texts(legend) == ["training set", "test set"]
-
-
 def test_lines_draws_every_curve_and_reference():
     series = {"a": [1.0, 2.0, 3.0], "b": [3.0, 2.0, 1.0], "c": [0.0, 0.0, 1.0]}
     (ax,) = plots.lines([1, 2, 3], series, "epoch", "loss", {"best": 0.5}, ylim=(0, 4)).axes
@@ -189,13 +171,12 @@ def test_lines_draws_every_curve_and_reference():
     assert len({to_rgba(line.get_color()) for line in ax.lines}) == 4
 
 
-@pytest.mark.parametrize("draw", ["lines", "histogram", "class_counts"])
+@pytest.mark.parametrize("draw", ["lines", "histogram"])
 def test_no_series_is_dropped_in_silence(draw):
     series = {name: np.arange(3.0) for name in "abcde"}
     arguments = {
         "lines": ([1, 2, 3], series, "x", "y"),
         "histogram": (series, "x"),
-        "class_counts": (series, "pqr"),
     }
     figure = getattr(plots, draw)(*arguments[draw])
     legend = figure.axes[0].get_legend() or figure.legends[0]
@@ -331,6 +312,16 @@ def test_heatmap_rows_lay_heatmaps_over_grey_images_and_share_one_signed_scale()
     assert len(figure.axes) == 14  # and two colour bars
 
 
+def test_more_than_five_images_go_on_below():
+    images, raw = IMAGES[[0, 1, 2] * 2 + [0]], torch.arange(28.0).reshape(7, 2, 2)
+    figure = plots.heatmap_rows(images, "abcdefg", signed={"raw": raw})
+    axes = np.array(figure.axes[:20]).reshape(4, 5)
+    assert [ax.get_title() for ax in axes[[0, 2]].flat] == [*"abcdefg", "", "", ""]
+    np.testing.assert_array_equal(axes[3, 1].get_images()[0].get_array(), raw[6])
+    assert axes[1, 0].get_images()[0].get_clim() == axes[3, 1].get_images()[0].get_clim()
+    assert [ax.get_visible() for ax in axes[2]] == [True, True, False, False, False]
+
+
 def test_heatmap_rows_of_nothing_but_zeros_keep_a_scale():
     figure = plots.heatmap_rows(IMAGES, "abc", signed={"zero": torch.zeros(3, 2, 2)})
     assert figure.axes[3].get_images()[0].get_clim() == (-1, 1)
@@ -347,29 +338,6 @@ def test_cells_writes_every_number_on_a_symmetric_scale():
     np.testing.assert_array_equal(raw.collections[0].get_array().reshape(2, 2), RAW[0])
     limit = float(RAW[0].abs().max())
     assert raw.collections[0].get_clim() == pytest.approx((-limit, limit))
-
-
-def test_contrast_draws_both_sides_with_their_intervals_and_the_difference_beside_them():
-    figure = plots.contrast({"mistakes": CONTRAST, "control": CONTRAST + 0.1}, "likeness")
-    left, right = figure.axes
-    assert [label.get_text() for label in left.get_yticklabels()] == ["mistakes", "control"]
-    assert left.get_xlabel() == "likeness" and label_texts(figure.legends[0]) == [
-        "same image",
-        "another image",
-        "difference",
-    ]
-    drawn = {
-        container.get_label(): container.lines
-        for ax in (left, right)
-        for container in ax.containers
-    }
-    for mark, row in zip(("same image", "another image", "difference"), CONTRAST.to_numpy()):
-        points, _, (bars,) = drawn[mark]
-        np.testing.assert_allclose(np.asarray(points.get_xdata(), float), [row[0], row[0] + 0.1])
-        ends = np.array([segment[:, 0] for segment in bars.get_segments()])
-        np.testing.assert_allclose(ends, [row[1:], row[1:] + 0.1])
-        assert [round(y) for y in points.get_ydata()] == [0, 1]
-    assert left.get_ylim() == (1.5, -0.5) == right.get_ylim()
 
 
 def test_an_explanation_card_has_a_row_for_each_grid_on_a_scale_of_its_own():

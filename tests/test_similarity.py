@@ -3,27 +3,17 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from captum.attr import LayerGradCam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
-from torch import nn
 from torch.testing import assert_close
 
-from helpers import shapes
-from helpers.data import Dataset
-from helpers.evaluation import Predictions, margin_matched_correct
 from helpers.gradcam import GradCAM
 from helpers.model import resnet18
 from helpers.similarity import (
     all_maps,
-    contrast_tables,
-    contrasts,
-    log_softmax_maps,
-    pairs_of_maps,
     rank_correlation,
-    rescale,
     same_minus_other,
     select_class,
     without_patterns,
@@ -199,18 +189,6 @@ def test_interval_of_same_minus_other_covers_the_truth_19_times_in_20():
     assert covered >= 88
 
 
-def test_contrasts_and_their_tables_are_the_differences_with_and_without_the_shared_pattern():
-    pairs = {"similar": planted(1, 1, images=20), "unrelated": planted(1, 0, images=20)}
-    found = contrasts(pairs)
-    raw, left = contrast_tables({"4 x 4": pairs}).values()
-    assert list(found) == list(pairs)
-    for name, pair in pairs.items():
-        assert found[name].equals(contrast(*pair))
-        row = name, "4 x 4"
-        assert raw.loc[row].tolist() == difference(*pair).tolist()
-        assert left.loc[row].tolist() == difference(*without_shared(*pair)).tolist()
-
-
 # patterns taken out
 
 
@@ -238,7 +216,7 @@ def test_without_shared_takes_both_mean_maps_and_a_constant_out_of_both_sets():
             assert_close(product_with, torch.zeros(30).double(), atol=1e-5, rtol=0)
 
 
-# maps of all classes, and of log-softmax
+# maps of all classes
 
 
 def test_all_maps_are_those_of_every_class_in_any_batch_size(model):
@@ -251,113 +229,3 @@ def test_all_maps_are_those_of_every_class_in_any_batch_size(model):
 def test_select_class_picks_each_images_own_class(convert):
     maps = torch.arange(24.0).view(3, 4, 1, 2)
     assert select_class(maps, convert([2, 0, 3])).tolist() == [[[4, 5]], [[8, 9]], [[22, 23]]]
-
-
-def test_log_softmax_maps_are_grad_cam_of_the_log_probabilities(model):
-    with torch.no_grad():
-        model.fc.weight.mul_(5)  # so that the probabilities differ
-        probabilities = model(IMAGES).softmax(1)
-    maps = GradCAM(model, "layer3").evidence(IMAGES, ALL_CLASSES)
-    found = log_softmax_maps(maps, probabilities.numpy())
-    reference = LayerGradCam(nn.Sequential(model, nn.LogSoftmax(1)), model.layer3)
-    for c in range(10):
-        expected = reference.attribute(IMAGES, c, relu_attributions=False)[:, 0].detach()
-        assert_close(found[:, c], expected, rtol=1e-3, atol=1e-5)
-
-
-def test_log_softmax_maps_weighted_by_probability_cancel():
-    maps, p = randn(5, 3, 4, 4), rand(5, 3)
-    p = p / p.sum(1, keepdim=True)
-    found = log_softmax_maps(maps, p)
-    weighted = (p[:, :, None, None] * found).sum(1)
-    assert_close(weighted, torch.zeros(5, 4, 4), atol=1e-5, rtol=0)
-    assert_close(found[:, 0] - found[:, 2], maps[:, 0] - maps[:, 2], atol=1e-5, rtol=1e-5)
-
-
-def test_two_classes_with_all_the_probability_have_opposite_log_softmax_maps():
-    found = log_softmax_maps(randn(4, 3, 4, 4), np.tile([0.6, 0.4, 0.0], (4, 1)))
-    np.testing.assert_allclose(rank_correlation(found[:, 0], found[:, 1]), -1)
-
-
-def test_rescale_goes_from_the_smallest_cell_to_the_largest_without_a_relu():
-    maps = torch.tensor([[[-3.0, -1.0], [-2.0, -3.0]], [[0.0, 4.0], [1.0, 2.0]]])
-    expected = torch.tensor([[[0, 1], [0.5, 0]], [[0, 1], [0.25, 0.5]]])
-    assert_close(rescale(maps, (2, 2)), expected)
-    assert rescale(maps, (8, 8)).shape == (2, 8, 8)
-    assert (rescale(torch.ones(1, 2, 2), (4, 4)) == 0).all()
-
-
-# pairs of maps
-
-
-@pytest.fixture(scope="module")
-def eight():
-    """A network, eight images of which it gets two wrong, and its predictions."""
-    torch.manual_seed(1)
-    model = resnet18(width=16).eval()
-    data = Dataset(**shapes.generate(8, seed=0), classes=shapes.CLASSES)
-    with torch.no_grad():
-        logits = model(data.tensor()).numpy()
-    ranked = np.argsort(-logits, axis=1)
-    labels = ranked[:, 0].copy()
-    labels[0], labels[1] = ranked[0, 1], ranked[1, 5]  # the runner-up is right, and the sixth
-    return model, data, Predictions(logits, labels, shapes.CLASSES)
-
-
-@pytest.fixture(scope="module")
-def eights_pairs(eight):
-    model, data, answers = eight
-    twins = [GradCAM(model), GradCAM(resnet18(width=16))]
-    return pairs_of_maps(GradCAM(model), data, answers, twins)
-
-
-def test_pairs_of_maps_take_the_classes_that_they_name(eight, eights_pairs):
-    model, data, answers = eight
-    ranked = np.argsort(-answers.logits, axis=1)
-    close = margin_matched_correct(answers)
-    predicted, actual = ranked[:2, 0], answers.labels[:2]
-    neither = [ranked[0, 2], ranked[1, 1]]
-
-    def maps(indices, classes):
-        return GradCAM(model).evidence(data.tensor(indices), classes)
-
-    expected = {
-        "mistakes: predicted, actual": (maps([0, 1], predicted), maps([0, 1], actual)),
-        "right, as close: best, second": (
-            maps(close, ranked[close, 0]),
-            maps(close, ranked[close, 1]),
-        ),
-        "mistakes: predicted, a third class": (maps([0, 1], predicted), maps([0, 1], neither)),
-    }
-    for name, pair in expected.items():
-        assert_close(eights_pairs[name], pair, atol=1e-6, rtol=1e-4)
-    by_first_twin, _ = eights_pairs["one class, two trainings"]
-    assert_close(by_first_twin, maps([0, 1], actual), atol=1e-6, rtol=1e-4)
-    others = {"log-softmax, mistakes", "log-softmax, right", "one class, two trainings"}
-    assert set(eights_pairs) == {*expected, *others}
-
-
-def test_pairs_of_log_softmax_maps_by_hand(eight, eights_pairs):
-    model, data, answers = eight
-    cam, image = GradCAM(model), data.tensor([0])
-    p = answers.probabilities[0]
-    weighted = sum(float(p[c]) * cam.evidence(image, c) for c in range(10))
-    by_hand = cam.evidence(image, int(answers.labels[0])) - weighted
-    _, actual = eights_pairs["log-softmax, mistakes"]
-    assert_close(actual[:1], by_hand, atol=1e-6, rtol=1e-4)
-    # What log-softmax takes off is the same for both classes.
-    best, second = eights_pairs["right, as close: best, second"]
-    log_best, log_second = eights_pairs["log-softmax, right"]
-    assert_close(log_best - log_second, best - second, atol=1e-6, rtol=1e-4)
-
-
-def test_of_two_classes_the_actual_one_stands_in_for_a_third():
-    model, images = resnet18(2, width=16).eval(), shapes.generate(4, seed=0)["images"]
-    data = Dataset(images, np.zeros(4, dtype=int), ("a", "b"))
-    with torch.no_grad():
-        logits = model(data.tensor()).numpy()
-    labels = logits.argmax(1) ^ [1, 0, 0, 0]  # one mistake
-    pairs = pairs_of_maps(GradCAM(model), data, Predictions(logits, labels, data.classes))
-    _, third = pairs["mistakes: predicted, a third class"]
-    _, actual = pairs["mistakes: predicted, actual"]
-    assert torch.equal(third, actual)

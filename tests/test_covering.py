@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from helpers import studies
+from helpers.evaluation import Predictions
+from helpers.gradcam import GradCAM
+from helpers.model import resnet18
+from helpers.studies import covering, likeness
+
+SIXTEEN = np.arange(16)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(1)
+    return resnet18(width=16).eval()
+
+
+class BrightestBlock(nn.Module):
+    """Says the number of the brightest of sixteen blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(1, 3, 1, 1))
+
+    def forward(self, images):
+        return nn.functional.avg_pool2d(images, 8).mean(1).flatten(1)
+
+
+def image_of_blocks(values):
+    blocks = torch.tensor(values, dtype=torch.float32).reshape(1, 1, 4, 4)
+    return nn.functional.interpolate(blocks, scale_factor=8).expand(1, 3, 32, 32)
+
+
+def test_a_covered_block_is_that_block_and_nothing_else():
+    image = image_of_blocks(SIXTEEN / 16)
+    covered = covering.with_block_covered(image, 6, torch.full((1, 3, 1, 1), 9.0))
+    assert (covered[0, :, 8:16, 16:24] == 9).all() and (covered == 9).sum() == 3 * 64
+    assert torch.equal(covered[covered != 9], image[covered != 9])
+
+
+def test_the_second_brightest_is_said_once_the_brightest_is_covered():
+    images = torch.cat([image_of_blocks(SIXTEEN), image_of_blocks(15 - SIXTEEN)])
+    answers = covering.answers_when_covered(BrightestBlock(), images, torch.zeros(1, 3, 1, 1))
+    expected = np.repeat([[15], [0]], 16, axis=1)
+    expected[0, 15], expected[1, 0] = 14, 1
+    assert answers.tolist() == expected.tolist()
+
+
+def test_rules_by_hand():
+    turned = np.zeros((3, 16), dtype=bool)
+    turned[0, 3] = turned[1, [3, 5]] = True  # the third is never turned
+    own = np.eye(16)[[3, 5, 3]] - np.eye(16)[[0, 1, 2]]  # top cells 3, 5, 3
+    roles = np.array([[0, 1], [0, 1], [2, 1]])
+    found = covering.turned_by_rule(turned, {covering.OWN: own}, roles)
+    assert found[covering.OWN].tolist() == [1, 1, 0]
+    assert found["map of another image"].tolist() == [0.5, 1, 0]
+    alike = found["map of another image, same two classes"]
+    assert alike[:2].tolist() == [0, 1] and np.isnan(alike[2])
+    assert found["any block"].tolist() == [1 / 16, 2 / 16, 0]
+    assert found["own map, weakest block"].tolist() == [0, 0, 0]
+    assert found["best of sixteen"].tolist() == [1, 1, 0]
+    row = covering.rates(found)[1]
+    assert row["rule"] == "map of another image" and row["mean"] == 0.5
+    assert row["lead mean"] == pytest.approx((0.5 + 0 + 0) / 3, abs=1e-4)
+
+
+def test_groups_are_the_mistakes_and_right_predictions_of_the_nearest_margins():
+    logits = np.zeros((5, 3), dtype=np.float32)
+    logits[:, 0] = [2, 5, 1, 1.9, 8]
+    logits[2, 1] = 0.5
+    predictions = Predictions(logits, np.array([1, 2, 0, 0, 0]), ("a", "b", "c"))
+    (wrong, roles), (close, of_close) = covering.groups(predictions).values()
+    assert sorted(wrong) == [0, 1] and roles[wrong == 0].tolist() == [[0, 1]]
+    assert sorted(close) == [3, 4]  # margins 1.9 and 8, for 2 and 5
+    assert (of_close[:, 0] == 0).all()
+
+
+def test_class_free_map_is_the_squared_features(model):
+    images = torch.rand(2, 3, 32, 32)
+    kept = []
+    handle = model.layer4.register_forward_hook(lambda *of: kept.append(of[2]))
+    with torch.no_grad():
+        model(images)
+    handle.remove()
+    torch.testing.assert_close(covering.class_free_map(model, images), (kept[0] ** 2).sum(1))
+
+
+@pytest.mark.parametrize("name", ["cifar10-covering", "shapes10-covering"])
+def test_own_map_leads_itself_by_nothing_in_the_records(name):
+    import pandas as pd
+
+    record = pd.read_csv(studies.RECORDS / f"{name}.csv")
+    own = record[record["rule"] == covering.OWN]
+    assert len(own) and (own[["lead mean", "lead from", "lead to"]] == 0).all(axis=None)
+    best = record[record["rule"] == "best of sixteen"]
+    assert (best["lead mean"] <= 0).all()
+
+
+def test_occlusion_maps_are_the_logits_that_fall():
+    image = image_of_blocks(SIXTEEN)
+    drops = likeness.occlusion_maps(BrightestBlock(), image)
+    assert drops.shape == (1, 16, 4, 4)
+    torch.testing.assert_close(drops[0, :, :, :].flatten(1), torch.diag(torch.arange(16.0)))
+
+
+def test_maps_of_log_probabilities_are_grad_cam_of_them(model):
+    class LogSoftmax(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer4, self.network = model.layer4, model
+
+        def forward(self, images):
+            return self.network(images).log_softmax(1)
+
+    images, roles = torch.rand(3, 3, 32, 32), np.array([[0, 1], [2, 3], [4, 5]])
+    pairs = likeness.pairs_of_group(model, images, roles, np.array([6, 7, 8]))
+    expected = GradCAM(LogSoftmax()).evidence(images, roles)
+    for found, number in zip(pairs["its two classes, log p"], (0, 1)):
+        torch.testing.assert_close(found, expected[:, number], atol=1e-5, rtol=1e-4)
+
+
+def test_the_eight_others_are_the_mean_of_the_rest():
+    maps = torch.arange(2 * 4 * 4.0).view(2, 4, 2, 2)
+    found = likeness.of_eight_others(maps, np.array([[0, 1], [3, 0]]))
+    torch.testing.assert_close(found[0], maps[0, 2:].mean(0))
+    torch.testing.assert_close(found[1], maps[1, 1:3].mean(0))
+
+
+def test_likeness_of_classes_that_share_weights_is_one(model):
+    with torch.no_grad():
+        model.fc.weight[1] = 2 * model.fc.weight[0]
+    assert likeness.likeness_of_weights(model)[0] == pytest.approx(1)
+    maps = GradCAM(model).evidence(torch.rand(3, 3, 32, 32), torch.arange(10).expand(3, 10))
+    assert likeness.likeness_of_classes(maps)[0] == pytest.approx(1)
