@@ -7,7 +7,7 @@ training        configuration, optimiser, the loop (`fit`)
 evaluation      predict once; accuracy, confusion, calibration from the arrays
 gradcam         Grad-CAM: heatmaps and signed evidence
 similarity      compares one heatmap with another
-explanation     tests of a heatmap: pointing game, deletion, randomisation
+explanation     why a map is blank; maps dealt out to other images
 plots           every figure, and its colours
 diagrams        drawings of how something works
 

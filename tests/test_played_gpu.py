@@ -12,13 +12,14 @@ from PIL import Image
 from played_gpu import played_gpu
 from tools import shapes_dataset
 
-from helpers import explanation, shapes, similarity
+from helpers import shapes, similarity
 from helpers.evaluation import predict
 from helpers.gradcam import GradCAM
 from helpers.interactive.explorer import explore
 from helpers.interactive.game import play
 from helpers.interactive.photo import explain_photo
 from helpers.model import dilated, load_pretrained, resnet18
+from helpers.studies import trust
 from helpers.training import TrainConfig, fit
 
 if torch.cuda.is_available():
@@ -52,18 +53,18 @@ def test_maps_lie_where_the_images_do(gpu, layer):
     assert cam(images, labels).device.type == "cpu"
 
 
+@pytest.mark.filterwarnings("ignore:.*(cuda|CUDA)")  # mixed precision finds no GPU
 def test_measures_take_images_from_elsewhere(gpu):
     model, images, labels = load_pretrained("shapes10").to(gpu), DATA.tensor(), DATA.labels
     maps = similarity.all_maps(GradCAM(dilated(model)), images, len(DATA.classes))
     own = similarity.select_class(maps, labels)
-    orders = explanation.deletion_orders(own, np.random.default_rng(0))
-    gains = explanation.deletion_gains(model, images, labels, orders, at_once=16)
-    assert gains["own map"].mean() > 0.05
-    tables = explanation.randomisation_test(model, images, labels, layers=("fc",))
-    assert tables["as trained"].loc["same", "mean"] > 0.999
-    cams, pairs = {"layer4": GradCAM(model)}, shapes.generate_pairs(4, seed=2)
-    pointed = explanation.pointing_games(cams, DATA, pairs)
-    assert pointed["layer4", "one object"].mean() > 0.3
+    coarse = trust.maps_of(model, images, labels)["own map"]
+    torch.testing.assert_close(4 * own[:, ::2, ::2], coarse)
+    deleted = trust.deletion(model, images[:4], labels[:4]).set_index(["paint", "order"])
+    assert deleted.loc[("grey", "random order"), "own ahead"] > 0.05
+    likeness = trust.randomisation(model, images[:4], labels[:4], 1).set_index(["part", "map"])
+    assert likeness.loc[("none", "own map"), "same"] > 0.999
+    assert trust.score(model, shapes.add_tag, DATA)["on object without mark"] > 0.9
 
 
 @pytest.mark.filterwarnings("ignore:.*(cuda|CUDA)")  # mixed precision finds no GPU

@@ -130,7 +130,16 @@ def test_the_largest_cell_touches_its_mask_or_not():
     masks[0, 3, 3] = masks[1, 0, 0] = masks[2, 7, 0] = True
     maps = torch.tensor([[[2.0, 1], [0, 0]], [[0, 1], [0, 0]], [[0, 0], [1, 0]]])
     assert trust.touched(masks, 2).tolist()[2] == [False, False, True, False]
-    assert trust.peak_on(maps, masks) == pytest.approx(2 / 3)
+    assert trust.peak_on(maps, masks, 2) == pytest.approx(2 / 3)
+
+
+def test_the_largest_cell_may_lie_beside_the_mask_and_in_the_same_quarter():
+    masks = np.zeros((1, 32, 32), bool)
+    masks[0, :5, :5] = True
+    beside = torch.zeros(1, 4, 4)
+    beside[0, 1, 1] = 1
+    assert (trust.peak_on(beside, masks), trust.peak_on(beside, masks, 2)) == (0, 1)
+    assert trust.peak_on(beside.flip(1), masks, 2) == 0
 
 
 def test_score_tells_a_cheat_by_what_it_says():

@@ -286,16 +286,24 @@ MARKS: dict[str, Mark] = {
 }
 
 
-def touched(masks: np.ndarray, cells: int = 4) -> np.ndarray:
-    """Whether each cell of a grid touches the object, (N, H, W) -> (N, cells * cells) bool."""
-    size = masks.shape[-1] // cells
+def touched(masks: np.ndarray, blocks: int = 4) -> np.ndarray:
+    """Whether each block of an image touches the object, (N, H, W) -> (N, blocks * blocks) bool."""
+    size = masks.shape[-1] // blocks
     return max_pool2d(torch.from_numpy(masks).float(), size).flatten(1).numpy() > 0
 
 
-def peak_on(maps: Tensor, masks: np.ndarray) -> float:
-    """The share of maps (N, h, w) whose largest cell touches its mask (N, H, W)."""
-    peaks = maps.flatten(1).argmax(1).numpy()
-    return float(touched(masks, maps.shape[-1])[np.arange(len(peaks)), peaks].mean())
+def peak_on(maps: Tensor, masks: np.ndarray, blocks: int = 4) -> float:
+    """The share of maps whose largest cell lies in a block that touches the mask.
+
+    Args:
+        maps: (N, h, h).
+        masks: (N, H, W) bool.
+        blocks: along a side of the image; 2 makes quarters of it.
+    """
+    side = maps.shape[-1]
+    row, column = np.divmod(maps.flatten(1).argmax(1).numpy(), side)
+    number = row * blocks // side * blocks + column * blocks // side
+    return float(touched(masks, blocks)[np.arange(len(number)), number].mean())
 
 
 def score(model: PreActResNet, mark: Mark, one: Dataset) -> dict[str, float]:
@@ -322,6 +330,9 @@ def score(model: PreActResNet, mark: Mark, one: Dataset) -> dict[str, float]:
         "on mark, class-free": peak_on(with_mark["class-free map"], place),
         "on mark, another image's": peak_on(own[others], place),
         "same place without mark": peak_on(clean, place),
+        "in its quarter": peak_on(own, place, 2),
+        "in its quarter, another image's": peak_on(own[others], place, 2),
+        "same quarter without mark": peak_on(clean, place, 2),
         "on object": peak_on(own, one.masks),
         "on object without mark": peak_on(clean, one.masks),
         "on object without mark, class-free": peak_on(without["class-free map"], one.masks),
