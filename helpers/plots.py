@@ -5,7 +5,6 @@ Figures stand apart from pyplot, so a notebook shows one only where it ends a ce
 that is 12 pixels. Five pictures in a row are enough.
 """
 
-import io
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -18,11 +17,9 @@ import seaborn as sns
 import torch
 from IPython.display import HTML
 from matplotlib.axes import Axes
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from helpers.support.files import project_root, write_atomically
@@ -37,7 +34,6 @@ HEATMAP_LABEL = "share of the\nmap's maximum"
 SIGNED_LABEL = "evidence\n(logit units)"
 LINE_STYLES = ("--", ":", "-.")
 MARKERS = "osD^v"
-MILLISECONDS = 2000  # that an animation shows each frame
 PANEL_SIDE = 2.07  # inches, in `explanation_card`
 WIDEST = 9  # inches
 MOST_COLUMNS = 5  # pictures in a row
@@ -61,30 +57,6 @@ def save_readme_figure(figure: Figure, name: str, dataset_name: str) -> Figure:
         ending = Path(name).suffix[1:]
         _write_image(name, lambda file: figure.savefig(file, dpi=110, format=ending))
     return figure
-
-
-def save_animation(figures: Sequence[Figure], name: str, dataset_name: str) -> Figure:
-    """Write figures of one size to `images/` as a GIF that repeats, as `save_readme_figure` does.
-
-    Args:
-        figures: the frames.
-        name: of the file.
-        dataset_name: only "cifar10" is written.
-
-    Returns:
-        The last figure.
-    """
-    if dataset_name == "cifar10":
-        first, *others = [_as_frame(figure) for figure in figures]
-        repeat = partial(first.save, format="GIF", duration=MILLISECONDS, loop=0)  # without end
-        _write_image(name, partial(repeat, save_all=True, append_images=others))
-    return figures[-1]
-
-
-def _as_frame(figure: Figure) -> Image.Image:
-    png = io.BytesIO()
-    figure.savefig(png, dpi=80)
-    return Image.open(png).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
 
 
 def _write_image(name: str, write: Callable[[BinaryIO], object]) -> None:
@@ -235,74 +207,6 @@ def confusion_heatmap(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def one_number(accuracy: float, misses: pd.Series) -> Figure:
-    """An accuracy in large figures, beside a bar for each class.
-
-    Args:
-        accuracy: over all classes, in [0, 1].
-        misses: by class, the share of its images that are missed, in [0, 1].
-    """
-    figure = _figure(WIDEST, 0.9 + 0.32 * len(misses))
-    number, bars = figure.subplots(1, 2, width_ratios=[2, 3])
-    number.axis("off")
-    number.text(0.5, 0.5, f"{accuracy:.2%}", fontsize=44, ha="center", va="center")
-    number.text(0.5, 0.22, "right, over all classes", fontsize=12, ha="center", va="center")
-    bars.barh(misses.index, misses, color=COLOURS[0])
-    bars.axvline(1 - accuracy, color=COLOURS[1], linestyle="--", label="all classes together")
-    bars.invert_yaxis()
-    bars.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    bars.set(xlabel="share of the class that is missed")
-    bars.legend(loc="lower right")
-    return figure
-
-
-def histogram(
-    groups: Mapping[str, np.ndarray],
-    xlabel: str,
-    bins: int = 30,
-    range: tuple[float, float] | None = None,
-) -> Figure:
-    """Outlined histograms, each scaled to its own group.
-
-    Args:
-        groups: {label: (n,)}; NaN is left out.
-        xlabel: what the numbers are.
-        bins: how many.
-        range: ends of the first and the last bin.
-    """
-    figure, ax = _single_panel(7, 3.5)
-    for (label, values), colour in zip(groups.items(), COLOURS):
-        values = np.asarray(values)[~np.isnan(values)]
-        shares = np.full(len(values), 1 / max(len(values), 1))
-        draw = partial(ax.hist, values, bins, range=range, weights=shares, color=colour)
-        draw(histtype="stepfilled", alpha=0.25)
-        draw(histtype="step", linewidth=1.8, label=label)
-    ax.set(xlabel=xlabel, ylabel="share of the group")
-    ax.legend()
-    return figure
-
-
-def reliability(table: pd.DataFrame) -> Figure:
-    """How often a network is right over how sure it is: a dot with its interval for each group.
-
-    A dot's area grows with the number of images in its group.
-
-    Args:
-        table: as `evaluation.calibration` returns it.
-    """
-    figure, ax = _single_panel(6, 4.6)
-    ax.plot([0, 1], [0, 1], color="0.35", linestyle="--", label="as often right as it is sure")
-    style = {"fmt": "-", "color": COLOURS[0], "label": "the network"}
-    _error_bars(ax, table, "accuracy", table["confidence"], upright=True, **style)
-    areas = 20 + 480 * table["images"] / table["images"].sum()  # in square points
-    ax.scatter(table["confidence"], table["accuracy"], areas, color=COLOURS[0], alpha=0.7)
-    ax.set(xlabel="mean confidence of the group", ylabel="share that is right")
-    ax.set(xlim=(0, 1), ylim=(0, 1.02))
-    ax.grid(alpha=0.3)
-    ax.legend(loc="upper left")
-    return figure
-
-
 def intervals(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Means as dots with their intervals as bars, a panel for each table, side by side.
 
@@ -350,7 +254,10 @@ def _marked_intervals(
             "color": COLOURS[number],
             "markerfacecolor": "white" if number % 2 else None,
         }
-        drawn[mark] = _error_bars(ax, rows, "mean", heights, label=mark, **style)
+        ends = [rows["mean"] - rows["from"], rows["to"] - rows["mean"]]
+        drawn[mark] = ax.errorbar(
+            rows["mean"], heights, xerr=ends, linewidth=2, label=mark, **style
+        )
     return drawn
 
 
@@ -604,17 +511,6 @@ def _bar_beside(axes: np.ndarray, shown: AxesImage, label: str) -> None:
     figure = axes[0, 0].figure
     bar = figure.add_subplot(top.get_gridspec()[rows, -1])
     figure.colorbar(shown, cax=bar, label=label)
-
-
-def _error_bars(
-    ax: Axes, table: pd.DataFrame, column: str, places: Numbers, upright: bool = False, **style: Any
-) -> ErrorbarContainer:
-    """Dots at a column of a table, each with a bar from its column `from` to its column `to`."""
-    values = table[column]
-    lengths = [values - table["from"], table["to"] - values]
-    if upright:
-        return ax.errorbar(places, values, yerr=lengths, linewidth=2, **style)
-    return ax.errorbar(values, places, xerr=lengths, linewidth=2, **style)
 
 
 def _titled(ax: Axes, title: str) -> Axes:

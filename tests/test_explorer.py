@@ -12,7 +12,7 @@ from PIL import Image
 from tools import elements, embedded_data
 
 from helpers import plots, shapes
-from helpers.data import Dataset, DatasetPair
+from helpers.data import Dataset
 from helpers.evaluation import Predictions, predict
 from helpers.gradcam import GradCAM
 from helpers.interactive import explorer
@@ -182,24 +182,6 @@ def test_a_still_figure_has_both_grids(model, sets, monkeypatch):
     torch.testing.assert_close(raw[:2], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(raw[2], expected[0] - expected[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(heat, cam(dataset.tensor([4]), [pair])[0], rtol=1e-4, atol=1e-5)
-
-
-def test_the_animation_shows_right_predictions_then_mistakes_on_the_networks_own_cells(
-    model, sets, monkeypatch
-):
-    dataset, predictions = sets["test"]
-    shown = []
-
-    def record(cams, images, answers, index):
-        shown.append((list(cams), answers.correct[index]))
-
-    monkeypatch.setattr(explorer, "still_figure", record)
-    monkeypatch.setattr(explorer, "predict", lambda *_: predictions)
-    saved = []
-    monkeypatch.setattr(plots, "save_animation", lambda *args: saved.append(args))
-    explorer.animate(model, DatasetPair(dataset, dataset, "shapes10"), each=2)
-    assert shown == [(["4 × 4 cells"], is_right) for is_right in (True, True, False, False)]
-    assert saved == [([None] * 4, "explorer.gif", "shapes10")]
 
 
 def test_without_its_scripts_a_still_figure_is_left_and_nothing_else(page):

@@ -32,7 +32,6 @@ CONTRAST = pd.DataFrame(
 )
 CARD = (IMAGES[0], "said b", [0.2, 0.5, 0.3], ("a", "b", "c"), ("b", "c"))
 PHOTO = Image.fromarray(RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8))
-GROUP = ["confidence", "accuracy", "from", "to"]
 MATRIX = np.array([[8, 1, 1], [0, 5, 0], [30, 0, 10]])
 
 
@@ -53,14 +52,9 @@ DRAWN = {
     "image_grid": lambda: plots.image_grid(IMAGES, ["a"] * 3),
     "lines": lambda: plots.lines([1, 2], {"a": [0, 1]}, "x", "y"),
     "confusion_heatmap": lambda: plots.confusion_heatmap(MATRIX, ("a", "b", "c")),
-    "histogram": lambda: plots.histogram({"a": np.arange(5.0)}, "x"),
     "training_curves": lambda: plots.training_curves(HISTORY),
     "feature_maps": lambda: plots.feature_maps({"stem": RAW}, IMAGES[0]),
     "schedule": lambda: plots.schedule(HISTORY.assign(learning_rate=[0.1, 0.0])),
-    "one_number": lambda: plots.one_number(0.925, pd.Series({"cat": 0.1, "dog": 0.05})),
-    "reliability": lambda: plots.reliability(
-        pd.DataFrame([[0.5, 0.6, 0.4, 0.7, 9]], columns=[*GROUP, "images"])
-    ),
     "heatmap_rows": lambda: plots.heatmap_rows(IMAGES, ["a"] * 3, {"heat": HEAT}, {"raw": RAW}),
     "heatmaps": lambda: plots.heatmaps(HEAT, ["a"] * 3),
     "explanation_card": lambda: plots.explanation_card(*CARD, {"2 x 2": (RAW, HEAT[:2])}),
@@ -118,21 +112,6 @@ def test_a_readme_figure_is_written_for_cifar10_alone(tmp_path, monkeypatch):
     width, height = figure.get_size_inches()
     expected = (round(110 * height), round(110 * width))
     assert imread(tmp_path / "images" / "lines.png").shape[:2] == expected
-
-
-def test_an_animation_holds_its_figures_one_after_the_other(tmp_path, monkeypatch):
-    monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
-    figures = [plots.image_grid(np.full((1, 4, 4, 3), value, np.uint8)) for value in (0, 120, 255)]
-    assert plots.save_animation(figures, "all.gif", "shapes10") is figures[2]
-    assert not (tmp_path / "images").exists()
-    assert plots.save_animation(figures, "all.gif", "cifar10") is figures[2]
-    with Image.open(tmp_path / "images" / "all.gif") as gif:
-        assert gif.n_frames == 3 and gif.info["loop"] == 0
-        for number, value in enumerate((0, 120, 255)):
-            gif.seek(number)
-            middle = gif.convert("RGB").getpixel((gif.width // 2, gif.height // 2))
-            assert gif.info["duration"] == 2000
-            assert np.abs(np.subtract(middle, value)).max() <= 4
 
 
 def test_image_grid_shows_each_image_under_its_title():
@@ -205,17 +184,6 @@ def test_confusion_heatmap_survives_no_mistakes_and_many_classes():
     )
 
 
-def test_histogram_scales_each_group_to_itself_and_leaves_nans_out():
-    groups = {"few": np.array([0.1, 0.9]), "many": np.array([0.2] * 6 + [0.7, 0.8, np.nan])}
-    (ax,) = plots.histogram(groups, "score", bins=2, range=(0, 1)).axes
-    outlines = {patch.get_label(): patch for patch in ax.patches}
-    for name, shares in {"few": {0.5}, "many": {0.75, 0.25}}.items():
-        heights = set(np.round(outlines[name].get_xy()[:, 1], 6)) - {0.0}
-        assert heights == shares
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("score", "share of the group")
-    assert label_texts(ax.get_legend()) == ["few", "many"]
-
-
 @pytest.mark.parametrize(("one_scale", "limits"), [(False, (1, 4)), (True, (4, 4))])
 def test_feature_maps_are_drawn_row_by_row_on_symmetric_scales(one_scale, limits):
     maps = RAW / RAW.abs().max()
@@ -248,34 +216,6 @@ def test_schedule_draws_the_rate_above_the_loss_on_the_same_epochs():
         rate.get_shared_x_axes().joined(rate, loss)
         and rate.get_ylim()[0] == loss.get_ylim()[0] == 0
     )
-
-
-def test_one_number_stands_beside_a_bar_for_each_class_and_a_line_at_its_own_misses():
-    number, bars = plots.one_number(0.925, pd.Series({"cat": 0.1, "dog": 0.05})).axes
-    assert number.texts[0].get_text() == "92.50%"
-    assert [bar.get_width() for bar in bars.patches] == [0.1, 0.05]
-    assert [label.get_text() for label in bars.get_yticklabels()] == [
-        "cat",
-        "dog",
-    ] and bars.yaxis_inverted()
-    assert list(bars.lines[0].get_xdata()) == pytest.approx([0.075, 0.075])
-
-
-def test_reliability_draws_each_group_with_its_interval_against_the_diagonal():
-    table = pd.DataFrame(
-        [[0.5, 0.6, 0.4, 0.7, 10], [0.9, 0.8, 0.7, 0.9, 30]], columns=[*GROUP, "images"]
-    )
-    (ax,) = plots.reliability(table).axes
-    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0, 0], [1, 1]])
-    points, _, (ends,) = ax.containers[0].lines
-    np.testing.assert_allclose(points.get_xydata(), [[0.5, 0.6], [0.9, 0.8]])
-    np.testing.assert_allclose(
-        [segment[:, 1] for segment in ends.get_segments()], [[0.4, 0.7], [0.7, 0.9]]
-    )
-    (dots,) = [drawn for drawn in ax.collections if drawn is not ends]
-    np.testing.assert_allclose(dots.get_offsets(), points.get_xydata())
-    small, large = dots.get_sizes()
-    assert large > 2 * small
 
 
 def test_training_curves_draw_both_parts_epoch_by_epoch():
@@ -434,8 +374,6 @@ def test_root_that_cannot_be_written_to_gets_a_warning_and_the_figure(tmp_path, 
     try:
         with pytest.warns(UserWarning, match=r"cannot write .*a\.png \(.+\): make room"):
             assert plots.save_readme_figure(figure, "a.png", "cifar10") is figure
-        with pytest.warns(UserWarning, match=r"cannot write .*a\.gif"):
-            assert plots.save_animation([figure, figure], "a.gif", "cifar10") is figure
     finally:
         if root == "read only":
             subprocess.run(["umount", str(folder)], check=True)

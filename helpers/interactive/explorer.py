@@ -1,7 +1,4 @@
-"""Explore predictions and their heatmaps in any browser, in a notebook or on a page.
-
-`python -m helpers.interactive.explorer` draws the README's animation, images/explorer.gif, anew.
-"""
+"""Explore predictions and their heatmaps in any browser, in a notebook or on a page."""
 
 import io
 import os
@@ -15,11 +12,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from helpers import plots
-from helpers.data import Dataset, DatasetPair, load_dataset
-from helpers.evaluation import Predictions, predict
+from helpers.data import Dataset
+from helpers.evaluation import Predictions
 from helpers.gradcam import GradCAM, as_heatmaps
 from helpers.interactive.embed import embed, quantised, to_base64
-from helpers.model import PreActResNet, dilated, load_pretrained
+from helpers.model import PreActResNet, dilated
 from helpers.similarity import all_maps
 
 IMAGES = 1024  # in an explorer; WALKTHROUGH_IMAGES in the environment sets another number
@@ -201,29 +198,3 @@ def _sprite(images: np.ndarray) -> str:
     jpeg = io.BytesIO()
     Image.fromarray(sheet).save(jpeg, "JPEG", quality=85, subsampling=0)
     return f"data:image/jpeg;base64,{to_base64(jpeg.getvalue())}"
-
-
-def animate(model: PreActResNet, data: DatasetPair, each: int = 4) -> Figure:
-    """Write images/explorer.gif: some right predictions and some mistakes, drawn at random.
-
-    Their maps have the network's own 4 x 4 cells: its dilated form, whose grid is finer, answers
-    otherwise on some mistakes.
-
-    Args:
-        model: of this project.
-        data: the test images are taken, of CIFAR-10 alone.
-        each: how many right predictions, and how many mistakes.
-
-    Returns:
-        The last frame.
-    """
-    predictions, rng = predict(model, data.test), np.random.default_rng(0)
-    right, wrong = np.flatnonzero(predictions.correct), np.flatnonzero(~predictions.correct)
-    tour = [*rng.permutation(right)[:each], *rng.permutation(wrong)[:each]]
-    cams = {"4 × 4 cells": GradCAM(model)}
-    frames = [still_figure(cams, data.test, predictions, index) for index in tour]
-    return plots.save_animation(frames, "explorer.gif", data.name)
-
-
-if __name__ == "__main__":
-    animate(load_pretrained("cifar10"), load_dataset("cifar10", train_size=1))
