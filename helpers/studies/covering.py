@@ -165,7 +165,7 @@ def cover(name: str, model: PreActResNet, dataset: Dataset) -> list[dict]:
     return rows
 
 
-def rates(found: Mapping[str, np.ndarray]) -> list[dict]:
+def rates(found: dict[str, np.ndarray]) -> list[dict]:
     """A row for each rule: how often it turns the answer, and by how much the own map leads it.
 
     The intervals are the bootstrap's over images, of the lead image by image.

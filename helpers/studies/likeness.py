@@ -104,9 +104,11 @@ def compare(first: Tensor, second: Tensor) -> dict[str, dict[str, float]]:
     return {name: summary(rank_correlation(*pair, every=True)) for name, pair in treated.items()}
 
 
-def summary(likeness: np.ndarray, *which: np.ndarray) -> dict[str, float]:
+def summary(
+    likeness: np.ndarray, same: np.ndarray | None = None, other: np.ndarray | None = None
+) -> dict[str, float]:
     """`same_minus_other` in a row: means on the same image and on another, and their difference."""
-    table = same_minus_other(likeness, *which)
+    table = same_minus_other(likeness, same, other)
     means = {"same": table["mean"]["same"], "other": table["mean"]["other"]}
     found = means | table.loc["difference"].rename({"mean": "difference"}).to_dict()
     return {name: round(value, 4) for name, value in found.items()}
