@@ -178,7 +178,7 @@ def _links(
 
 def residual_block() -> Figure:
     """What one block computes: six steps to what it adds, and the way around them."""
-    figure, ax = canvas(9, 1.9)
+    figure, ax = canvas(8.8, 1.9)
     steps = ("batch\nnorm", "ReLU", "3 × 3\nconvolution") * 2
     height, gap, right = 0.55, 0.2, 0.6
     box(ax, (0.35, height), "x", 0.5, colour=2)
@@ -207,8 +207,8 @@ def network(shapes: Mapping[str, tuple[int, int]], classes: int) -> Figure:
         shapes: {part: (channels, cells on a side of its grid)}, from the image to the last stage.
         classes: how many logits.
     """
-    figure, ax = canvas(9, 2.5)
-    middle, step, x = 1.3, 1.14, 0.57
+    figure, ax = canvas(8.9, 2.5)
+    middle, step, x = 1.3, 1.12, 0.57
     for i, (part, (channels, side)) in enumerate(shapes.items()):
         half = 0.1 + side / 110
         for shift in (0.1, 0.05, 0):  # channels, one behind the other
