@@ -7,7 +7,6 @@ that is 12 pixels. Five pictures in a row are enough.
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -15,7 +14,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -64,17 +62,6 @@ def _write_image(name: str, write: Callable[[BinaryIO], object]) -> None:
         write_atomically(project_root() / "images" / name, write)
     except OSError as error:
         warnings.warn(str(error), stacklevel=3)
-
-
-def collapsible_table(table: pd.DataFrame, summary: str = "The numbers") -> HTML:
-    """A table with three decimals, behind a line to click on.
-
-    Args:
-        table: any table.
-        summary: the line to click on.
-    """
-    content = table.to_html(float_format="{:.3f}".format)
-    return HTML(f"<details><summary>{summary}</summary>{content}</details>")
 
 
 def image_grid(
@@ -140,24 +127,6 @@ def lines(
         figure.legend(loc="outside right upper")
     elif list(series) != [ylabel] or references:
         ax.legend()
-    return figure
-
-
-def training_curves(history: pd.DataFrame) -> Figure:
-    """Loss and accuracy, of training and of validation, epoch by epoch.
-
-    Args:
-        history: a table as `training.fit` returns it.
-    """
-    figure = _figure(9, 3.4)
-    for ax, name in zip(figure.subplots(1, 2), ("loss", "accuracy")):
-        for part, marker, colour in zip(("train", "validation"), "os", COLOURS):
-            values = history[f"{part}_{name}"]
-            ax.plot(history["epoch"], values, f"{marker}-", markersize=4, label=part, color=colour)
-        ax.set(xlabel="epoch", ylabel=name, ylim=(0, 1) if name == "accuracy" else None)
-        ax.locator_params(axis="x", integer=True)
-        ax.grid(alpha=0.3)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure
 
 

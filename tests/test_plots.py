@@ -52,7 +52,6 @@ DRAWN = {
     "image_grid": lambda: plots.image_grid(IMAGES, ["a"] * 3),
     "lines": lambda: plots.lines([1, 2], {"a": [0, 1]}, "x", "y"),
     "confusion_heatmap": lambda: plots.confusion_heatmap(MATRIX, ("a", "b", "c")),
-    "training_curves": lambda: plots.training_curves(HISTORY),
     "feature_maps": lambda: plots.feature_maps({"stem": RAW}, IMAGES[0]),
     "schedule": lambda: plots.schedule(HISTORY.assign(learning_rate=[0.1, 0.0])),
     "heatmap_rows": lambda: plots.heatmap_rows(IMAGES, ["a"] * 3, {"heat": HEAT}, {"raw": RAW}),
@@ -150,16 +149,9 @@ def test_lines_draws_every_curve_and_reference():
     assert len({to_rgba(line.get_color()) for line in ax.lines}) == 4
 
 
-@pytest.mark.parametrize("draw", ["lines", "histogram"])
-def test_no_series_is_dropped_in_silence(draw):
-    series = {name: np.arange(3.0) for name in "abcde"}
-    arguments = {
-        "lines": ([1, 2, 3], series, "x", "y"),
-        "histogram": (series, "x"),
-    }
-    figure = getattr(plots, draw)(*arguments[draw])
-    legend = figure.axes[0].get_legend() or figure.legends[0]
-    assert label_texts(legend) == list("abcde")
+def test_no_series_is_dropped_in_silence():
+    figure = plots.lines([1, 2, 3], {name: np.arange(3.0) for name in "abcde"}, "x", "y")
+    assert label_texts(figure.axes[0].get_legend() or figure.legends[0]) == list("abcde")
 
 
 def test_confusion_heatmap_writes_and_colours_the_mistakes_and_leaves_the_diagonal_blank():
@@ -216,16 +208,6 @@ def test_schedule_draws_the_rate_above_the_loss_on_the_same_epochs():
         rate.get_shared_x_axes().joined(rate, loss)
         and rate.get_ylim()[0] == loss.get_ylim()[0] == 0
     )
-
-
-def test_training_curves_draw_both_parts_epoch_by_epoch():
-    loss, accuracy = plots.training_curves(HISTORY).axes
-    for ax, name in ((loss, "loss"), (accuracy, "accuracy")):
-        assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", name)
-        for line, part in zip(ax.get_lines(), ("train", "validation"), strict=True):
-            assert line.get_label() == part
-            np.testing.assert_array_equal(line.get_xydata(), HISTORY[["epoch", f"{part}_{name}"]])
-    assert label_texts(loss.figure.legends[0]) == ["train", "validation"]
 
 
 def test_heatmap_rows_lay_heatmaps_over_grey_images_and_share_one_signed_scale():
@@ -349,13 +331,6 @@ def test_intervals_take_tables_without_marks():
         "difference",
     ]
     assert not figure.legends and figure.axes[0].get_xlabel() == "gain"
-
-
-def test_a_collapsible_table_shows_its_numbers_behind_its_summary():
-    page = plots.collapsible_table(CONTRAST, "All").data
-    assert page.startswith("<details><summary>All</summary>")
-    assert page.endswith("</details>")
-    assert "0.250" in page
 
 
 @pytest.mark.parametrize("root", ["a file", "read only"])
