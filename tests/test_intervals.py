@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 from helpers.support.intervals import (
     bootstrap_interval,
@@ -21,6 +21,25 @@ def test_ends_of_wilsons_interval_solve_wilsons_equation(correct, total, confide
     assert 0 <= low <= share <= high <= 1
     for end in (low, high):
         assert (share - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / total, abs=1e-12)
+
+
+def test_wilsons_interval_holds_its_own_share_whatever_is_counted():
+    for total in range(1, 301):
+        correct = np.arange(total + 1)
+        low, high = wilson_interval(correct, total)
+        assert ((0 <= low) & (low <= correct / total)).all(), total
+        assert ((correct / total <= high) & (high <= 1)).all(), total
+
+
+@pytest.mark.parametrize("correct", [0, 3, 17, 99, 100])
+def test_wilsons_interval_is_scipys(correct):
+    found = binomtest(correct, 100).proportion_ci(0.95, "wilson")
+    assert wilson_interval(correct, 100) == pytest.approx((found.low, found.high), abs=1e-12)
+
+
+def test_wilsons_interval_of_nothing_is_nan_without_a_warning():
+    low, high = wilson_interval([0, 1], [0, 2])
+    assert np.isnan(low[0]) and np.isnan(high[0]) and low[1] < 0.5 < high[1]
 
 
 def test_wilsons_interval_of_known_numbers():

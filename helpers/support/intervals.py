@@ -1,26 +1,35 @@
 """Uncertainty: Wilson's interval of a share, the bootstrap's of a mean, Student's t, Holm."""
 
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 import scipy  # loads scipy.stats at its first use, because that takes half a second
+from numpy.typing import ArrayLike
 
 
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a proportion (Wilson 1927), by `scipy.stats.binomtest`.
+def wilson_interval(
+    correct: ArrayLike, total: ArrayLike, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of a share (Wilson 1927), for one share or for many.
 
     Args:
         correct: hits, 0 to `total`.
-        total: tries, at least 1.
+        total: tries.
         confidence: 0 to 1.
 
     Returns:
-        Low and high end, both in [0, 1].
+        Low and high end, 0 <= low <= correct / total <= high <= 1; NaN where there were no tries.
     """
-    found = scipy.stats.binomtest(int(correct), int(total)).proportion_ci(confidence, "wilson")
-    share = correct / total  # rounding must not leave it out: an error bar would be negative
-    return min(float(found.low), share), max(float(found.high), share)
+    hits, tries = np.asarray(correct, dtype=float), np.asarray(total, dtype=float)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        share = hits / tries
+        centre = (hits + z**2 / 2) / (tries + z**2)
+        half = z / (tries + z**2) * np.sqrt(share * (tries - hits) + z**2 / 4)
+    # Rounding must not leave the share out: an error bar would be negative.
+    return np.minimum(centre - half, share).clip(0), np.maximum(centre + half, share).clip(max=1)
 
 
 def bootstrap_interval(
