@@ -95,7 +95,8 @@ def test_arms_differ_in_what_their_names_say_and_are_trained_alike(finished):
     classes = shapes.CLASSES
     of_recipe = table[table["variant"] == "the recipe"]
     errors = 1 - of_recipe[[f"recall {name}" for name in classes]].mean().to_numpy()
-    weights = tuple(np.maximum(errors / errors.mean(), 0.25).round(3))
+    weights = np.maximum(errors / np.nanmean(errors), 0.25).round(3)
+    weights = tuple(np.nan_to_num(weights, nan=1))  # of a class without images
     expected = set(product((0, 1), ((), WEAK), ((), weights)))
     expected |= {(seed, classes, ()) for seed in (0, 1)}
     configs = finished.configs
@@ -116,7 +117,7 @@ def test_test_images_are_opened_when_the_study_is_finished_and_not_unasked(finis
 def scores_by_hand(predicted, labels, classes):
     found = {"accuracy": (predicted == labels).mean()}
     for name, score in {"recall": recall_score, "precision": precision_score}.items():
-        values = score(labels, predicted, average=None, labels=range(10), zero_division=0)
+        values = score(labels, predicted, average=None, labels=range(10), zero_division=np.nan)
         found |= {f"{name} {c}": value for c, value in zip(classes, values)}
     return found
 
@@ -147,7 +148,7 @@ def test_test_scores_are_those_of_the_networks_calibrated_on_validation_images(
         assert tested.loc[(seed, arm), "calibration error"] == pytest.approx(error, abs=6e-5)
         by_hand = scores_by_hand(found.argmax(1), small.test.labels, classes)
         for score, value in by_hand.items():
-            assert tested.loc[(seed, arm), score] == pytest.approx(value, abs=6e-5)
+            assert tested.loc[(seed, arm), score] == pytest.approx(value, abs=6e-5, nan_ok=True)
 
 
 def test_committed_records_have_the_columns_of_a_new_study(finished):
