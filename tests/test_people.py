@@ -14,6 +14,7 @@ PREDICTED = np.array([0, 1, 0, 1, 2, 1])  # the second, the third and the last a
 def test_shares_of_six_images_by_hand():
     table = people.shares(COUNTS, LABELS, PREDICTED).set_index("question")
     assert table["value"]["one person is right"] == pytest.approx((9 + 4 + 10 + 5 + 2 + 10) / 60)
+    assert table["count"]["one person is right"] == 4
     expected = [  # a tie, in the fourth, is no other class
         ("the network is right", 3, 6),
         ("people's commonest answer is not the label", 2, 6),

@@ -71,12 +71,12 @@ def shares(counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> pd.
         "right answers where nine in ten people do, too": agreed[~wrong],
     }
     low, high = bootstrap_interval(named, np.mean)
-    rows: list[tuple] = [("one person is right", np.nan, len(labels), named.mean(), low, high)]
+    rows: list[tuple] = [("one person is right", named.sum(), len(labels), named.mean(), low, high)]
     for question, hits in groups.items():
         ends = wilson_interval(hits.sum(), len(hits))
         rows.append((question, hits.sum(), len(hits), hits.sum() / max(len(hits), 1), *ends))
     table = pd.DataFrame(rows, columns=["question", "count", "of", "value", "from", "to"])
-    return table.astype({"count": "Int64"})
+    return table.round({"count": 0}).astype({"count": int})
 
 
 def off_diagonal(matrix: np.ndarray) -> np.ndarray:
