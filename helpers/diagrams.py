@@ -240,7 +240,7 @@ def _number(ax: Axes, centre: tuple[float, float], value: float, colour: tuple[f
 
 
 def fair_comparison() -> Figure:
-    """The claim and its null, side by side: only the image that the map belongs to is exchanged."""
+    """The claim and, below it, its null: the map is exchanged for that of another mistake."""
     figure, ax = canvas(8.7, 2.2)
     rows = {1.65: ("the claim", "image i", 0), 0.55: ("the null", "another\nmistake, j", 1)}
     for y, (name, owner, colour) in rows.items():
@@ -250,5 +250,5 @@ def fair_comparison() -> Figure:
             x = 1.75 + 2.0 * i
             box(ax, (x, y), step, 1.55, 0.75, colour if i < 2 else 7)
             arrow(ax, (x + 0.775, y), (x + 1.225, y))
-        box(ax, (7.75, y), "is the answer\nright now?", 1.55, 0.75, 2)
+        box(ax, (7.75, y), "does it say the\nactual class?", 1.55, 0.75, 2)
     return figure

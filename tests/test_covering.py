@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from helpers import studies
+from helpers.data import load_dataset
 from helpers.evaluation import Predictions
 from helpers.gradcam import GradCAM
 from helpers.model import resnet18
@@ -78,6 +79,31 @@ def test_groups_are_the_mistakes_and_right_predictions_of_the_nearest_margins():
     assert (of_close[:, 0] == 0).all()
 
 
+def test_mistakes_less_right_by_hand():
+    mistakes = {covering.OWN: np.array([1.0, 0, 1])}
+    right = {covering.OWN: np.array([0.0, 1, 1])}
+    found = covering.compared(mistakes, right, np.array([True, False, True]))
+    values = [rules[covering.OWN].tolist() for rules in found.values()]
+    assert values == [[1, -1, 0], [1, 1], [1, 0]]
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")  # no two mistakes are of one kind
+def test_the_study_has_rows_for_each_group_and_paint(model, monkeypatch):
+    dataset = load_dataset("shapes10", train_size=1, test_size=20).test
+    logits = np.random.default_rng(0).normal(size=(20, 10)).astype(np.float32)
+    order = np.argsort(-logits, axis=1)
+    labels = order[:, 0].copy()
+    labels[:3] = order[range(3), [1, 2, 1]]  # three mistakes, in two the actual class is second
+    predictions = Predictions(logits, labels, dataset.classes)
+    monkeypatch.setattr(covering, "predict", lambda *of: predictions)
+    rows = covering.cover("tiny", model, dataset)
+    assert len(rows) == 5 * 2 * 8
+    images = {row["group"]: row["images"] for row in rows}
+    assert [images[name] for name in ("mistakes", "right, as close", covering.LESS)] == [3, 3, 3]
+    second = [f"{name}{covering.SECOND}" for name in ("mistakes", covering.LESS)]
+    assert [images[name] for name in second] == [2, 2]
+
+
 def test_class_free_map_is_the_squared_features(model):
     images = torch.rand(2, 3, 32, 32)
     kept = []
@@ -95,7 +121,8 @@ def test_own_map_leads_itself_by_nothing_in_the_records(name):
     record = pd.read_csv(studies.RECORDS / f"{name}.csv")
     own = record[record["rule"] == covering.OWN]
     assert len(own) and (own[["lead mean", "lead from", "lead to"]] == 0).all(axis=None)
-    best = record[record["rule"] == "best of sixteen"]
+    is_rate = ~record["group"].str.startswith(covering.LESS)
+    best = record[is_rate & (record["rule"] == "best of sixteen")]
     assert (best["lead mean"] <= 0).all()
 
 

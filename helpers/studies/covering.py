@@ -32,6 +32,8 @@ from helpers.support.intervals import mean_intervals
 BLOCKS = 4  # in a row: as many as the last grid has cells
 MOST = 500  # mistakes of a network, chosen at random where there are more
 OWN = "own map"
+LESS = "mistakes less right"
+SECOND = ", actual class second"
 
 
 def with_block_covered(images: Tensor, block: int, paint: Tensor) -> Tensor:
@@ -141,27 +143,68 @@ def groups(predictions: Predictions) -> dict[str, tuple[np.ndarray, np.ndarray]]
     return {"mistakes": (wrong, of_wrong), "right, as close": (right[close], of_right[close])}
 
 
+def turned_by_paint(
+    model: PreActResNet, images: Tensor, roles: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
+    """`turned_by_rule` for each way of covering: {paint: {rule: (N,)}}."""
+    maps = GradCAM(model).evidence(images, roles)
+    marks = {
+        OWN: maps[:, 0] - maps[:, 1],
+        "map of the class it says": maps[:, 0],
+        "class-free map": class_free_map(model, images),
+    }
+    flat = {rule: values.flatten(1).numpy() for rule, values in marks.items()}
+    others = images[derangement(len(images), np.random.default_rng(0))]
+    return {
+        paint: turned_by_rule(
+            answers_when_covered(model, images, colours) == roles[:, 1:], flat, roles
+        )
+        for paint, colours in {"mean colour": model.mean.cpu(), "another image": others}.items()
+    }
+
+
+def compared(
+    mistakes: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray], is_second: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
+    """Mistakes less the right predictions that they are matched with, pair by pair.
+
+    Args:
+        mistakes: {rule: (N,)}.
+        right: {rule: (N,)}, in the same order.
+        is_second: (N,), whether the actual class has the second largest logit of a mistake. A right
+            prediction is always asked for its second class, a mistake only if this holds.
+
+    Returns:
+        {name of a group: {rule: values}}.
+    """
+    less = {rule: values - right[rule] for rule, values in mistakes.items()}
+    return {
+        LESS: less,
+        f"mistakes{SECOND}": {rule: values[is_second] for rule, values in mistakes.items()},
+        f"{LESS}{SECOND}": {rule: values[is_second] for rule, values in less.items()},
+    }
+
+
 def cover(name: str, model: PreActResNet, dataset: Dataset) -> list[dict]:
-    """The rows of one network: one for each paint, group of images and rule."""
+    """The rows of one network: one for each group of images, paint and rule."""
     predictions = predict(model, dataset)
-    explain = GradCAM(model)
+    found = groups(predictions)
+    turned = {
+        group: turned_by_paint(model, dataset.tensor(indices), roles)
+        for group, (indices, roles) in found.items()
+    }
+    wrong, roles = found["mistakes"]
+    is_second = np.argsort(-predictions.logits[wrong], axis=1)[:, 1] == roles[:, 1]
+    tables = {(group, paint): turned[group][paint] for group in turned for paint in turned[group]}
+    for paint in turned["mistakes"]:
+        right = turned["right, as close"][paint]
+        parts = compared(turned["mistakes"][paint], right, is_second)
+        tables |= {(group, paint): values for group, values in parts.items()}
     rows = []
-    for group, (indices, roles) in groups(predictions).items():
-        images = dataset.tensor(indices)
-        maps = explain.evidence(images, roles)
-        marks = {
-            OWN: maps[:, 0] - maps[:, 1],
-            "map of the class it says": maps[:, 0],
-            "class-free map": class_free_map(model, images),
-        }
-        flat = {rule: values.flatten(1).numpy() for rule, values in marks.items()}
-        others = images[derangement(len(images), np.random.default_rng(0))]
-        for paint, colours in {"mean colour": model.mean.cpu(), "another image": others}.items():
-            turned = answers_when_covered(model, images, colours) == roles[:, 1:]
-            found = turned_by_rule(turned, flat, roles)
-            start = {"network": name, "accuracy": round(predictions.accuracy, 4)}
-            start |= {"paint": paint, "group": group, "images": len(images)}
-            rows += [start | row for row in rates(found)]
+    for (group, paint), rules in tables.items():
+        start = {"network": name, "accuracy": round(predictions.accuracy, 4), "paint": paint}
+        start |= {"group": group, "images": len(rules[OWN])}
+        rows += [start | row for row in rates(rules)]
     return rows
 
 
