@@ -12,7 +12,8 @@ from PIL import Image
 
 from helpers import plots
 from helpers.data import to_float
-from helpers.interactive.explorer import cams_by_grid, maps_by_grid
+from helpers.gradcam import GradCAM
+from helpers.interactive.explorer import maps_by_grid
 from helpers.interactive.widgets import as_png, has_front_end
 from helpers.model import PreActResNet
 from helpers.support.device import to_device_of
@@ -46,7 +47,7 @@ def explain_photo(
         classes: names, in the order of the logits.
 
     Returns:
-        A figure with the photograph, the probabilities and the maps on both grids; and a sentence
+        A figure with the photograph, the probabilities and the maps of 4 x 4 cells; and a sentence
         on how far to believe it.
 
     Raises:
@@ -57,7 +58,7 @@ def explain_photo(
     probabilities = model(to_device_of(model, images)).softmax(1)[0].cpu()
     best = probabilities.topk(2).indices
     names = [classes[number] for number in best]
-    maps = maps_by_grid(cams_by_grid(model), images, best)
+    maps = maps_by_grid({"4 × 4 cells": GradCAM(model)}, images, best)
     figure = plots.explanation_card(
         images[0], "what it sees", probabilities, classes, names, maps, photo=photo
     )
