@@ -146,13 +146,13 @@ def dilation(row: np.ndarray, first: np.ndarray, second: np.ndarray) -> Figure:
         first: what the first filter makes of it at all eight positions.
         second: what the second filter, its neighbours two apart, makes of that.
     """
-    figure, ax = canvas(9, 3.1)
+    figure, ax = canvas(8.9, 3.1)
     heights = {2.45: "row", 1.45: "after the\nfirst filter", 0.45: "after the\nsecond filter"}
     for y, name in heights.items():
         ax.text(0.05, y, name, va="center", fontsize=FONT_SIZE)
     for left, title, kept in (
         (1.3, "original: every other position is skipped", range(0, 8, 2)),
-        (5.4, "dilated: all are kept, neighbours are two apart", range(8)),
+        (5.35, "dilated: all are kept, neighbours are two apart", range(8)),
     ):
         ax.text(left + 1.7, 2.98, title, ha="center", va="top", fontsize=FONT_SIZE)
         x = left + 0.48 * np.arange(8)

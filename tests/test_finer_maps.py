@@ -46,10 +46,13 @@ def test_maps_on_64_cells_are_the_dilated_networks_and_every_other_cell_is_the_o
     assert {tuple(of.shape) for of in maps.values()} == {(4, 8, 8)}
     coarse = finer_maps.maps_of(model, images, np.zeros(4, int))["own map"]
     torch.testing.assert_close(4 * maps["8 x 8, dilated"][:, ::2, ::2], coarse)
+    blocks = maps["8 x 8, dilated"].reshape(4, 4, 2, 4, 2).mean((2, 4))
+    averaged = maps["8 x 8, averaged to 4 x 4"]
+    torch.testing.assert_close(averaged[:, 0, 0], blocks[:, 0, 0])  # a corner is not interpolated
     assert maps["centre first"][0].argmax() in (27, 28, 35, 36)
 
 
-@pytest.mark.parametrize(("test", "rows"), [("answers", None), ("deletion", 8)])
+@pytest.mark.parametrize(("test", "rows"), [("answers", None), ("deletion", 9)])
 def test_the_command_writes_a_table(test, rows, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(finer_maps, "load_dataset", load_few_test_images)
     path = tmp_path / "table.csv"

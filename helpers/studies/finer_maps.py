@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
 from helpers.data import Dataset, load_dataset
 from helpers.evaluation import Predictions, margin_matched_correct, predict
@@ -102,6 +102,8 @@ def maps_on_64_cells(
 ) -> dict[str, Tensor]:
     """Maps of 8 x 8 cells, each (N, 8, 8): coarse ones enlarged, and fine ones.
 
+    "averaged to 4 x 4" has seen all that the dilated map has, but is no finer than the coarse one.
+
     Args:
         model: the original.
         images: (N, 3, 32, 32) in [0, 1].
@@ -115,9 +117,14 @@ def maps_on_64_cells(
         GradCAM(model, "layer3").evidence(images[i : i + 100], classes[i : i + 100])
         for i in range(0, len(images), 100)
     ]
+
+    def enlarge(maps: Tensor) -> Tensor:
+        return interpolate(maps, (8, 8), mode="bilinear")[:, 0]
+
     return {
-        "4 x 4, enlarged": interpolate(coarse["own map"][:, None], (8, 8), mode="bilinear")[:, 0],
+        "4 x 4, enlarged": enlarge(coarse["own map"][:, None]),
         "8 x 8, dilated": own,
+        "8 x 8, averaged to 4 x 4": enlarge(avg_pool2d(own[:, None], 2)),
         "8 x 8, layer3": torch.cat(of_layer3),
         "8 x 8, class-free": fine["class-free map"],
         "8 x 8, another image's": own[derangement(len(own), rng)],
