@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from helpers.studies import RECORDS, mistakes_summary
-from helpers.studies.mistakes_summary import NEIGHBOURS, TRAINED, WEAK, Arm, nearest_of_class
+from helpers.studies.mistakes_summary import NEIGHBOURS, TRAINED, Arm, nearest_of_class
 from helpers.support.intervals import holm
 
 
@@ -69,74 +69,6 @@ def test_summary_of_maps_weighs_by_images_and_takes_the_jackknife_over_seeds():
     assert (row["from"], row["to"]) == pytest.approx((row["excess"] - half, row["excess"] + half))
     assert row["p"] == pytest.approx(2 * stats.t.sf(-row["excess"] / error, 2))
     assert row["corrected"] == pytest.approx(min(2 * row["p"], 1)) and len(found) == 2
-
-
-def made_up(effects, seeds=5, noise=0.001):
-    """A table of results: each arm differs by its effect, with some noise, in every score."""
-    rng = np.random.default_rng(0)
-    scores = [
-        "accuracy",
-        "calibration error",
-        *(f"{m} {c}" for m in ("recall", "precision") for c in WEAK),
-    ]
-    rows = [
-        {"variant": arm, "seed": seed}
-        | {score: 0.9 + seed / 100 + effect + noise * rng.standard_normal() for score in scores}
-        for seed in range(seeds)
-        for arm, effect in effects.items()
-    ]
-    return pd.DataFrame(rows).sample(frac=1, random_state=0)
-
-
-def test_summary_is_analysis_of_variance_with_holms_correction_and_says_so_when_there_is_nothing():
-    table = made_up(dict.fromkeys(Arm, 0) | {"both": 0.02, "class weights": -0.02})
-    found = mistakes_summary.summarise(table)
-    assert len(found) == 24
-    table = table.assign(recall=table[[f"recall {c}" for c in WEAK]].mean(axis=1))
-    for measure, column in {"accuracy": "accuracy", "recall of the weak": "recall"}.items():
-        by_seed = table.pivot(index="seed", columns="variant", values=column)
-        # The same by least squares: a column for each seed and each trained arm but one.
-        stacked = by_seed[list(TRAINED)].stack().reset_index()
-        columns = (
-            pd.get_dummies(stacked["seed"])
-            .join(pd.get_dummies(stacked["variant"]).drop(columns="the recipe"))
-            .astype(float)
-        )
-        effects, (left,), *_ = np.linalg.lstsq(columns, stacked[0], rcond=None)
-        covariance = left / 16 * np.linalg.inv(columns.T @ columns)
-        for arm in TRAINED[1:]:
-            row, number = found.loc[(measure, arm)], list(columns).index(arm)
-            error = np.sqrt(covariance[number, number])
-            assert row["difference"] == pytest.approx(effects[number])
-            assert row["to"] - row["difference"] == pytest.approx(stats.t.ppf(0.975, 16) * error)
-            assert row["p"] == pytest.approx(2 * stats.t.sf(abs(effects[number]) / error, 16))
-        names = {
-            "logit shift": ("logit shift", "the recipe"),
-            "class weights, less logit shift": ("class weights", "logit shift"),
-        }
-        for name, (arm, other) in names.items():
-            row, test = found.loc[(measure, name)], stats.ttest_rel(by_seed[arm], by_seed[other])
-            assert row["p"] == pytest.approx(test.pvalue)
-            assert (row["from"], row["to"]) == pytest.approx(tuple(test.confidence_interval()))
-    words = {
-        "both": "higher",
-        "class weights": "lower",
-        "class weights, less logit shift": "lower",
-    }
-    for (_, contrast), row in found.iterrows():
-        assert row["finding"] == words.get(contrast, "no difference found"), contrast
-    np.testing.assert_allclose(found["corrected"], holm(found["p"]))
-
-
-def test_nothing_is_found_where_the_arms_are_the_recipe_to_the_digit():
-    found = mistakes_summary.summarise(made_up(dict.fromkeys(Arm, 0), noise=0))
-    assert set(found["finding"]) == {"no difference found"} and (found["corrected"] == 1).all()
-
-
-def test_uncorrected_finding_among_many_is_none():
-    table = made_up(dict.fromkeys(Arm, 0) | {"both": 0.0006}, noise=0.001)
-    found = mistakes_summary.summarise(table)
-    assert (found["p"] < 0.05).any() and set(found["finding"]) == {"no difference found"}
 
 
 def test_holms_correction_by_hand():

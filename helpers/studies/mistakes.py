@@ -267,12 +267,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     study = runs.study_from_args(args, "mistakes", RECIPE)
     with on_cluster(args.scheduler, study):
-        if args.open_test_set:
-            found = mistakes_summary.summarise(open_test_set(study), study.recipe.stronger_classes)
-        else:
-            by_arm = train(study).groupby("variant")[["accuracy", "calibration error"]]
-            found = by_arm.agg(["mean", "std"])
-    print(found.round(4).to_string())
+        table = open_test_set(study) if args.open_test_set else train(study)
+    by_arm = table.groupby("variant")[["accuracy", "calibration error"]]
+    print(by_arm.agg(["mean", "std"]).round(4).to_string())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the study of the mistakes found: its arms compared, and how far they move the heatmaps."""
+"""What the study of the mistakes compares, and how far its arms move the heatmaps."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,63 +34,9 @@ class Arm(str, Enum):  # noqa: UP042 (Python 3.10 has no StrEnum)
 
 # A logit shift has no network of its own: it is added to what the recipe's puts out.
 TRAINED: list[Arm] = [arm for arm in Arm if arm is not Arm.LOGIT_SHIFT]
-# Each arm with the recipe, and the two ways to weigh classes with each other.
-CONTRASTS = [(arm, Arm.RECIPE) for arm in Arm if arm is not Arm.RECIPE]
-CONTRASTS.append((Arm.CLASS_WEIGHTS, Arm.LOGIT_SHIFT))
-MEASURES = ("accuracy", "recall of the weak", "precision of the weak", "calibration error")
 TAKEN_FOR_WEAK = "others taken for the weak"  # the column of `mistakes.taken_for_weak`
 
 NEIGHBOURS = 5  # images of the same class that an image is compared with
-
-
-def summarise(table: pd.DataFrame, weak: tuple[str, ...] = WEAK) -> pd.DataFrame:
-    """How far the first of each of CONTRASTS lies from the second, in each of MEASURES.
-
-    Args:
-        table: one row a run, with the columns variant, seed, accuracy, calibration error, and
-            recall and precision of each class.
-        weak: the weak classes.
-
-    Returns:
-        The rows (measure, contrast); of a contrast with the recipe the arm's name alone. Columns:
-        difference, the mean of the differences of one seed; from and to, its 95 % interval; p, of
-        no difference; corrected, p by Holm's method over all rows, so that the chance of one false
-        finding among them is 5 % at most; finding, in words.
-    """
-    for score in ("recall", "precision"):
-        columns = [f"{score} {name}" for name in weak]
-        table = table.assign(**{f"{score} of the weak": table[columns].mean(axis=1)})
-    rows = {}
-    for measure, (arm, other) in product(MEASURES, CONTRASTS):
-        by_seed = table.pivot(index="seed", columns="variant", values=measure)
-        name = str(arm) if other is Arm.RECIPE else f"{arm}, less {other}"
-        rows[measure, name] = _contrast(by_seed, arm, other)
-    found = pd.DataFrame(rows).T
-    found["corrected"] = holm(found["p"])
-    direction = np.where(found["difference"] > 0, "higher", "lower")
-    is_found = found["corrected"] < 0.05
-    return found.assign(finding=np.where(is_found, direction, "no difference found"))
-
-
-def _contrast(by_seed: pd.DataFrame, arm: Arm, other: Arm) -> dict[str, float]:
-    """Compare two arms (columns) over seeds (rows), by Student's t.
-
-    The error is that of two-way analysis of variance, seeds by trained arms. The logit shift shares
-    the recipe's networks, so with it, it is that of the paired differences.
-    """
-    differences = by_seed[arm] - by_seed[other]
-    mean, error = differences.mean(), differences.sem()
-    degrees_of_freedom = len(differences) - 1
-    if Arm.LOGIT_SHIFT not in (arm, other):
-        trained = by_seed[list(TRAINED)]
-        without_seeds = trained.sub(trained.mean(axis=1), axis=0)
-        residuals = (without_seeds - without_seeds.mean()).to_numpy()
-        degrees_of_freedom *= len(TRAINED) - 1
-        error = np.sqrt(2 * (residuals**2).sum() / degrees_of_freedom / len(differences))
-    no_difference_at_all = abs(mean) <= 1e-12  # in any seed: t would be 0 / 0
-    p = 1.0 if no_difference_at_all else _p_value(mean, error, degrees_of_freedom)
-    half_width = student_half_width(error, degrees_of_freedom)
-    return {"difference": mean, "from": mean - half_width, "to": mean + half_width, "p": p}
 
 
 def _p_value(mean: float, error: float, degrees_of_freedom: int) -> float:
