@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -116,31 +115,6 @@ def _partner_means(values: np.ndarray, pairs: np.ndarray, times: np.ndarray) -> 
     return times @ (pairs * values).T / (times @ pairs.T)
 
 
-def without_patterns(maps: Tensor, *patterns: Tensor) -> Tensor:
-    """What is left of maps after a constant and these patterns have been fitted by least squares.
-
-    Args:
-        maps: (N, h, w).
-        patterns: (h, w) each.
-
-    Returns:
-        (N, h, w) float64: each map minus its projection on the constant and the patterns.
-    """
-    basis = torch.stack([torch.ones_like(maps[0]), *patterns]).flatten(1).double()
-    flat = maps.flatten(1).double()
-    fitted = flat @ torch.linalg.pinv(basis) @ basis
-    return (flat - fitted).reshape(maps.shape)
-
-
-def without_shared(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two sets of maps (N, h, w), each without what all images share.
-
-    That is a constant and the mean maps of both sets: see `without_patterns`.
-    """
-    patterns = first.mean(0), second.mean(0)
-    return without_patterns(first, *patterns), without_patterns(second, *patterns)
-
-
 def all_maps(explain: GradCAM, images: Tensor, num_classes: int, batch_size: int = 100) -> Tensor:
     """Raw maps of every class, in batches that fit in memory.
 
@@ -156,16 +130,3 @@ def all_maps(explain: GradCAM, images: Tensor, num_classes: int, batch_size: int
     classes = torch.arange(num_classes)
     batches = images.split(batch_size)
     return torch.cat([explain.evidence(part, classes.expand(len(part), -1)) for part in batches])
-
-
-def select_class(maps: Tensor, classes: ArrayLike | Tensor) -> Tensor:
-    """Pick the map of one class for each image.
-
-    Args:
-        maps: (N, num_classes, h, w).
-        classes: (N,) integers.
-
-    Returns:
-        (N, h, w).
-    """
-    return maps[torch.arange(len(maps)), torch.as_tensor(classes)]

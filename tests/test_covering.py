@@ -143,17 +143,57 @@ def test_maps_of_log_probabilities_are_grad_cam_of_them(model):
             return self.network(images).log_softmax(1)
 
     images, roles = torch.rand(3, 3, 32, 32), np.array([[0, 1], [2, 3], [4, 5]])
-    pairs = likeness.pairs_of_group(model, images, roles, np.array([6, 7, 8]))
-    expected = GradCAM(LogSoftmax()).evidence(images, roles)
-    for found, number in zip(pairs["its two classes, log p"], (0, 1)):
-        torch.testing.assert_close(found, expected[:, number], atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        logits = model(images).numpy()
+    maps = GradCAM(model).evidence(images, torch.arange(10).expand(3, 10))
+    order = likeness.role_order(logits, roles)
+    found = likeness.of_log_probabilities(
+        likeness.in_order(maps, order), np.take_along_axis(logits, order, axis=1)
+    )
+    expected = GradCAM(LogSoftmax()).evidence(images, roles).flatten(2)
+    np.testing.assert_allclose(found[:, :2], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_eight_others_are_the_mean_of_the_rest():
-    maps = torch.arange(2 * 4 * 4.0).view(2, 4, 2, 2)
-    found = likeness.of_eight_others(maps, np.array([[0, 1], [3, 0]]))
-    torch.testing.assert_close(found[0], maps[0, 2:].mean(0))
-    torch.testing.assert_close(found[1], maps[1, 1:3].mean(0))
+def test_order_of_roles_and_what_the_others_zero_is():
+    logits = np.array([[3.0, 1, 2, 4], [0, 5, 6, 7]])
+    order = likeness.role_order(logits, np.array([[3, 1], [2, 0]]))
+    assert order.tolist() == [[3, 1, 0, 2], [2, 0, 3, 1]]
+    maps = likeness.in_order(torch.arange(2 * 4 * 4.0).view(2, 4, 2, 2), order)
+    first, second = likeness.two_maps(maps, other_zero=True)
+    np.testing.assert_allclose(first[0], maps[0, 0] - (maps[0, 2] + maps[0, 3]) / 2)
+    np.testing.assert_allclose(second[1], maps[1, 1] - (maps[1, 2] + maps[1, 3]) / 2)
+
+
+def test_patchworks_sum_to_zero_and_take_maps_from_images_of_the_kind():
+    rng = np.random.default_rng(0)
+    maps = np.zeros((6, 3, 2)) + 10.0 ** np.arange(6)[:, None, None]  # an image's number is a power
+    kinds = np.array([7, 7, 7, 7, 8, 8])
+    patched = likeness.patchwork(maps, kinds, rng)
+    np.testing.assert_allclose(patched[:4].sum(1), 0, atol=1e-9)
+    assert np.isnan(patched[4:]).all()  # too few of a kind
+    second = maps[:4, 0] - (patched[:4, 0] - patched[:4, 1])  # what stands in the second place
+    assert (second != maps[:4, 0]).all() and np.isin(second, 10.0 ** np.arange(4)).all()
+
+
+def test_maps_of_one_image_without_a_tie_are_no_more_alike_than_a_patchworks():
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(300, 10, 16))
+    maps -= maps.mean(1, keepdims=True)
+    for other_zero, expected in ((False, -1 / 9), (True, 1 / 9)):
+        found = likeness.against_patchworks(maps, np.zeros(300), other_zero)
+        assert found["same"] == pytest.approx(expected, abs=0.03)
+        assert found["from"] < 0 < found["to"]
+    maps[:, :2] += rng.normal(size=(300, 1, 16))  # now there is something
+    assert likeness.against_patchworks(maps, np.zeros(300), False)["from"] > 0.2
+
+
+def test_top_cell_by_hand():
+    drops = np.zeros((2, 3, 16))
+    drops[0, :, 5], drops[1, :, 6] = (2, -1, 0.5), (1, -0.5, 0)
+    rows = likeness.beneath_the_top_cell(drops, np.array([[0, 1], [0, 1]]))
+    rise = {row["comparison"]: row["same"] for row in rows if row["null"] == "another image"}
+    assert list(rise.values()) == [-1.5, 0.75, -0.25, 1.0]
+    assert all(row["other"] == 0 for row in rows)
 
 
 def test_likeness_of_classes_that_share_weights_is_one(model):
@@ -161,4 +201,4 @@ def test_likeness_of_classes_that_share_weights_is_one(model):
         model.fc.weight[1] = 2 * model.fc.weight[0]
     assert likeness.likeness_of_weights(model)[0] == pytest.approx(1)
     maps = GradCAM(model).evidence(torch.rand(3, 3, 32, 32), torch.arange(10).expand(3, 10))
-    assert likeness.likeness_of_classes(maps)[0] == pytest.approx(1)
+    assert likeness.likeness_of_classes(maps.flatten(2).numpy())[0] == pytest.approx(1)

@@ -1,14 +1,21 @@
-"""Are a mistake's two maps more alike, or less, than chance would have it?
+"""Are a mistake's two maps more alike, or less, than they would be by chance?
 
-`python -m helpers.studies.likeness cifar10 cifar10-narrow-0 cifar10-narrow-1` compares maps on the
-same image with maps on another image in the same role, for mistakes and for right predictions that
-are as close. What the table has already is not made again. A network of the size of the one that
-ships takes four minutes of two CPU cores.
+`python -m helpers.studies.likeness cifar10 cifar10-narrow-0 cifar10-narrow-1` compares maps of the
+same image with maps of other images, for mistakes and for right predictions that are as close.
+What the table has already is not made again. A network of the size of the one that ships takes
+four minutes of two CPU cores.
+
+Likeness is the correlation of two maps over their cells. Each row names its null:
+
+- "another image": the second map is that of another image of the group, in the same role.
+- "same two classes": and the other image is one of the same two classes.
+- "patchwork": an image's maps are taken from as many different images, each from the same role, and
+  the mean of all is subtracted, so that they add up to zero, as those of one image do.
+- "patchwork, same two classes": and these images are of the same two classes.
 """
 
 import argparse
 from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +27,20 @@ from helpers.data import Dataset, load_dataset
 from helpers.evaluation import Predictions, predict
 from helpers.gradcam import GradCAM
 from helpers.model import PreActResNet, dilated, load_pretrained
-from helpers.similarity import (
-    all_maps,
-    rank_correlation,
-    same_minus_other,
-    select_class,
-    without_shared,
-)
+from helpers.similarity import all_maps, same_minus_other
 from helpers.studies.covering import BLOCKS, groups, with_block_covered
 from helpers.studies.runs import read_rows, write_table
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device, to_device_of
 from helpers.support.files import project_root
+from helpers.support.intervals import mean_intervals
 
-OCCLUDED = 200  # images of a group whose blocks are covered
+PATCHWORKS = 30  # of each image, averaged
+FEWEST = 3  # images of the same two classes, to make a patchwork of
 PROBABILITIES = (0, 0.05, 0.2, 1)  # of the actual class: ends of the groups of mistakes
 TWINS = ("narrow-0", "narrow-1")  # other trainings on the same data: the positive control
+KIND = np.array([1, 1000])  # makes one number of two classes
+OTHER_ZERO = ", less the eight others"
 
 
 @torch.inference_mode()
@@ -52,77 +57,266 @@ def occlusion_maps(model: PreActResNet, images: Tensor) -> Tensor:
     return drops.unflatten(2, (BLOCKS, BLOCKS))
 
 
-def of_eight_others(maps: Tensor, roles: np.ndarray) -> Tensor:
-    """The mean map of an image's classes that are neither of its two: (N, h, w)."""
-    others = maps.clone()
-    others[torch.arange(len(maps))[:, None], torch.as_tensor(roles)] = torch.nan
-    return others.nanmean(1)
+def role_order(logits: np.ndarray, roles: np.ndarray) -> np.ndarray:
+    """Each image's classes: its two (N, 2) first, then the others by their logit: (N, classes)."""
+    hidden = logits.copy()
+    np.put_along_axis(hidden, roles, -np.inf, axis=1)
+    return np.concatenate([roles, np.argsort(-hidden, axis=1)[:, :-2]], axis=1)
 
 
-def pairs_of_group(
-    model: PreActResNet, images: Tensor, roles: np.ndarray, third: np.ndarray
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Two sets of maps (N, h, w) for each question, of one group of images.
+def in_order(maps: Tensor, order: np.ndarray) -> np.ndarray:
+    """Maps of all classes (N, classes, h, w) in an order for each image: (N, classes, cells)."""
+    return np.take_along_axis(maps.flatten(2).double().numpy(), order[:, :, None], axis=1)
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of each map of one set (N, cells) with each of the other (M, cells): (N, M)."""
+    return np.corrcoef(first, second)[: len(first), len(first) :]
+
+
+def two_maps(maps: np.ndarray, other_zero: bool) -> tuple[np.ndarray, np.ndarray]:
+    """An image's first two maps (N, cells), or both less the mean of its others.
 
     Args:
-        model: explained.
-        images: (N, 3, H, W) in [0, 1].
-        roles: (N, 2), the two classes of each image.
-        third: (N,), the most probable class that is neither.
+        maps: (N, classes, cells), as `in_roles` returns them.
+        other_zero: whether to subtract.
     """
-    count = int(model.fc.out_features)
-    maps = all_maps(GradCAM(model), images, count)
-    fine = all_maps(GradCAM(dilated(model)), images, count)
-    first, second = (select_class(maps, roles[:, i]) for i in (0, 1))
-    fine_first, fine_second = (select_class(fine, roles[:, i]) for i in (0, 1))
-    logits = maps.sum((2, 3)) + model.fc.bias.detach().cpu()
-    average = (logits.softmax(1)[:, :, None, None] * maps).sum(1)
-    others = of_eight_others(maps, roles)
-    some = slice(OCCLUDED)
-    drops = occlusion_maps(model, images[some])
-    drop, other_drop = (select_class(drops, roles[some, i]) for i in (0, 1))
-    return {
-        "its two classes": (first, second),
-        "its two classes, 8 x 8": (
-            select_class(fine, roles[:, 0]),
-            select_class(fine, roles[:, 1]),
-        ),
-        "its first and a third class": (first, select_class(maps, third)),
-        "its two classes, log p": (first - average, second - average),
-        "its two classes, another zero": (first - others, second - others),
-        "its two classes, occlusion": (drop, other_drop),
-        "difference map, occlusion's": ((first - second)[some], drop - other_drop),
-    }
+    zero = maps[:, 2:].mean(1) if other_zero else 0
+    return maps[:, 0] - zero, maps[:, 1] - zero
 
 
-def compare(first: Tensor, second: Tensor) -> dict[str, dict[str, float]]:
-    """Same image against another image: rank correlations, as they are and less what all share."""
-    treated = {
-        "as it is": (first, second),
-        "shared pattern out": without_shared(first, second),
-    }
-    return {name: summary(rank_correlation(*pair, every=True)) for name, pair in treated.items()}
+def patchwork(maps: np.ndarray, kinds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each image's maps but its first, exchanged for those of other images, and the mean taken off.
+
+    Args:
+        maps: (N, classes, cells).
+        kinds: (N,): an image's maps come from images of its kind.
+        rng: chooses the other images.
+
+    Returns:
+        (N, classes, cells); NaN where a kind has fewer than `FEWEST` images.
+    """
+    patched = np.full_like(maps, np.nan)
+    for kind in np.unique(kinds):
+        images = rng.permutation(np.flatnonzero(kinds == kind))
+        if len(images) >= FEWEST:
+            steps = [0, *rng.integers(1, len(images), maps.shape[1] - 1)]
+            for place, step in enumerate(steps):
+                patched[images, place] = maps[np.roll(images, step), place]
+    return patched - patched.mean(1, keepdims=True)
 
 
-def summary(
-    likeness: np.ndarray, same: np.ndarray | None = None, other: np.ndarray | None = None
-) -> dict[str, float]:
-    """`same_minus_other` in a row: means on the same image and on another, and their difference."""
-    table = same_minus_other(likeness, same, other)
-    means = {"same": table["mean"]["same"], "other": table["mean"]["other"]}
-    found = means | table.loc["difference"].rename({"mean": "difference"}).to_dict()
+def against_patchworks(maps: np.ndarray, kinds: np.ndarray, other_zero: bool) -> dict[str, float]:
+    """How alike an image's first two maps are, and how alike those of patchworks."""
+
+    def likeness(of: np.ndarray) -> np.ndarray:
+        first, second = (one - one.mean(1, keepdims=True) for one in two_maps(of, other_zero))
+        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        return (first * second).sum(1) / lengths
+
+    rng = np.random.default_rng(0)
+    other = np.mean([likeness(patchwork(maps, kinds, rng)) for _ in range(PATCHWORKS)], axis=0)
+    same = np.where(np.isnan(other), np.nan, likeness(maps))
+    found = mean_intervals({"difference": same - other}).loc["difference"]
+    means = {"images": int((~np.isnan(other)).sum()), "same": np.nanmean(same)}
+    return rounded(means | {"other": np.nanmean(other)} | summary_of(found))
+
+
+def summary_of(row: pd.Series) -> dict[str, float]:
+    """A row of a table of intervals, its mean named difference."""
+    return row.rename({"mean": "difference"}).to_dict()
+
+
+def rounded(found: dict) -> dict[str, float]:
+    """The numbers of a row to four digits."""
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def likeness_of_classes(maps: Tensor) -> np.ndarray:
-    """Mean rank correlation of two classes' maps of an image, for each pair of classes (pairs,)."""
-    pairs = combinations(range(maps.shape[1]), 2)
-    return np.array([np.nanmean(rank_correlation(maps[:, a], maps[:, b])) for a, b in pairs])
+def against_others(values: np.ndarray, other: np.ndarray | None = None, **masks) -> dict:
+    """`same_minus_other` in a row: means on the same image and on another, and their difference."""
+    partners = ~np.eye(len(values), dtype=bool) if other is None else other
+    table = same_minus_other(values, other=partners, **masks)
+    means = {"same": table["mean"]["same"], "other": table["mean"]["other"]}
+    counted = {"images": int(partners.any(1).sum())}
+    return rounded(counted | means | summary_of(table.loc["difference"]))
+
+
+def against_all_nulls(name: str, maps: np.ndarray, roles: np.ndarray) -> list[dict]:
+    """An image's two maps against each null, for both zeros.
+
+    Args:
+        name: of the comparison.
+        maps: (N, classes, cells), as `in_roles` returns them.
+        roles: (N, 2) classes.
+    """
+    rows = []
+    kinds = roles @ KIND
+    for other_zero, ending in ((False, ""), (True, OTHER_ZERO)):
+        likeness = correlation(*two_maps(maps, other_zero))
+        found = {
+            "another image": against_others(likeness),
+            "same two classes": against_others(likeness, same_kind(kinds)),
+            "patchwork": against_patchworks(maps, 0 * kinds, other_zero),
+            "patchwork, same two classes": against_patchworks(maps, kinds, other_zero),
+        }
+        rows += [{"comparison": name + ending, "null": null} | of for null, of in found.items()]
+    return rows
+
+
+def against_others_in(
+    name: str, first: np.ndarray, second: np.ndarray, roles: np.ndarray
+) -> list[dict]:
+    """One set of maps (N, cells) with another: any other image, or one whose classes are the same.
+
+    Args:
+        name: of the comparison.
+        first: maps (N, cells).
+        second: maps (N, cells).
+        roles: (N, 2) classes.
+    """
+    nulls = {
+        "another image": None,
+        "same two classes": same_kind(roles @ KIND),
+        "same second class": same_kind(roles[:, 1]),
+    }
+    likeness = correlation(first, second)
+    return [
+        {"comparison": name, "null": null} | against_others(likeness, other)
+        for null, other in nulls.items()
+    ]
+
+
+def same_kind(kinds: np.ndarray) -> np.ndarray:
+    """Which pairs of two different images are of one kind: (N, N) bool."""
+    return (kinds[:, None] == kinds) & ~np.eye(len(kinds), dtype=bool)
+
+
+def beneath_the_top_cell(drops: np.ndarray, roles: np.ndarray) -> list[dict]:
+    """What covering does to the logits, at the cell that holds most for the first class.
+
+    That is where the first class falls most behind the mean of the image's eight others. The null
+    covers another image's cell.
+
+    Args:
+        drops: (N, classes, 16) occlusion maps, as `in_roles` returns them.
+        roles: (N, 2) classes.
+    """
+    first, second, others = drops[:, 0], drops[:, 1], drops[:, 2:].mean(1)
+    top = (first - others).argmax(1)
+    rises = {"first class": -first, "second class": -second, "eight others": -others}
+    rises["second class less the others"] = others - second
+    nulls = {"another image": None, "same two classes": same_kind(roles @ KIND)}
+    return [
+        {"comparison": f"top cell covered, rise of {name}", "null": null}
+        | against_others(rise[:, top], other)
+        for name, rise in rises.items()
+        for null, other in nulls.items()
+    ]
+
+
+def of_log_probabilities(maps: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Maps of log p: each class's map less the average of all, weighed by their probabilities.
+
+    Args:
+        maps: (N, classes, cells), of the logits.
+        logits: (N, classes), in the same order.
+    """
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    weights /= weights.sum(1, keepdims=True)
+    return maps - np.einsum("nk,nkc->nc", weights, maps)[:, None]
+
+
+def likeness_of_classes(maps: np.ndarray) -> np.ndarray:
+    """Mean correlation of the maps (N, classes, cells) of each pair of classes: (pairs,)."""
+    pairs = np.triu_indices(maps.shape[1], 1)
+    return np.mean([np.corrcoef(of_image)[pairs] for of_image in maps], axis=0)
 
 
 def likeness_of_weights(model: PreActResNet) -> np.ndarray:
     """Correlation of two classes' weights in `fc`, for each pair of classes (pairs,)."""
     return np.corrcoef(model.fc.weight.detach().cpu())[np.triu_indices(model.fc.out_features, 1)]
+
+
+def by_most_frequent_pair(maps: np.ndarray, roles: np.ndarray) -> list[dict]:
+    """How alike the maps of the two classes are that are most often an image's two.
+
+    Args:
+        maps: (N, classes, cells), in the order of the classes.
+        roles: (N, 2) classes.
+    """
+    pairs, counts = np.unique(np.sort(roles, axis=1), axis=0, return_counts=True)
+    pair = pairs[counts.argmax()]
+    likeness = np.array([np.corrcoef(of_image[pair])[0, 1] for of_image in maps])
+    of_pair = np.isin(roles, pair).sum(1)
+    rows = []
+    for number, name in ((2, "both"), (1, "one"), (0, "neither")):
+        some = likeness[of_pair == number]
+        found = mean_intervals({"same": some}).loc["same"].rename({"mean": "same"})
+        name = f"the pair confused most, images of {name}"
+        rows.append({"comparison": name, "images": len(some)} | rounded(found.to_dict()))
+    return rows
+
+
+def parts_of_mistakes(maps: np.ndarray, probability: np.ndarray, roles: np.ndarray) -> list[dict]:
+    """Mistakes by their actual class's probability, and two mistakes of one kind.
+
+    Args:
+        maps: (N, classes, cells), as `in_order` returns them.
+        probability: (N,), of the actual class.
+        roles: (N, 2), both classes.
+    """
+    rows = []
+    for low, high in zip(PROBABILITIES, PROBABILITIES[1:]):
+        some = (probability > low) & (probability <= high)
+        found = against_others(correlation(*two_maps(maps[some], False)))
+        name = f"its two classes, actual one {low} to {high}"
+        rows.append({"comparison": name, "null": "another image"} | found)
+    difference = maps[:, 0] - maps[:, 1]
+    one_kind = same_kind(roles @ KIND)
+    two_kinds = ~one_kind & ~np.eye(len(roles), dtype=bool)
+    found = against_others(correlation(difference, difference), two_kinds, same=one_kind)
+    return [*rows, {"comparison": "difference maps of one kind", "null": "two kinds"} | found]
+
+
+def rows_of_group(
+    model: PreActResNet,
+    images: Tensor,
+    logits: np.ndarray,
+    roles: np.ndarray,
+    twin: PreActResNet | None,
+) -> list[dict]:
+    """The rows of one group of images.
+
+    Args:
+        model: whose maps are compared.
+        images: (N, 3, H, W) in [0, 1].
+        logits: (N, classes), the model's.
+        roles: (N, 2), the two classes of each image.
+        twin: another training, for the positive control.
+    """
+    order = role_order(logits, roles)
+    of_classes = all_maps(GradCAM(model), images, len(logits[0]))
+    maps = in_order(of_classes, order)
+    fine = in_order(all_maps(GradCAM(dilated(model)), images, len(logits[0])), order)
+    drops = in_order(occlusion_maps(model, images), order)
+    third = np.concatenate([maps[:, [0, 2, 1]], maps[:, 3:]], axis=1)
+    rows = against_all_nulls("its two classes", maps, roles)
+    rows += against_all_nulls("its two classes, occlusion", drops, roles)
+    rows += against_all_nulls("its two classes, 8 x 8", fine, roles)
+    rows += against_all_nulls("its first and a third class", third, roles)
+    rows += beneath_the_top_cell(drops, roles)
+    log_maps = of_log_probabilities(maps, np.take_along_axis(logits, order, axis=1))
+    rows += against_others_in("its two classes, log p", *two_maps(log_maps, False), roles)
+    differences = maps[:, 0] - maps[:, 1], drops[:, 0] - drops[:, 1]
+    rows += against_others_in("difference map and occlusion's", *differences, roles)
+    if twin is not None:
+        one, other = (GradCAM(net).evidence(images, roles[:, 1]) for net in (model, twin))
+        of_class = one.flatten(1).numpy(), other.flatten(1).numpy()
+        rows += against_others_in("one class, two trainings", *of_class, roles)
+    unordered = of_classes.flatten(2).numpy()
+    r = np.corrcoef(likeness_of_classes(unordered), likeness_of_weights(model))[0, 1]
+    rows.append({"comparison": "pairs of classes: maps and weights", "same": round(r, 4)})
+    return rows + by_most_frequent_pair(unordered, roles)
 
 
 def rows_of(
@@ -138,54 +332,15 @@ def rows_of(
     """
     rows = []
     for group, (indices, roles) in groups(predictions).items():
-        images = dataset.tensor(indices)
-        hidden = predictions.logits[indices].copy()
-        np.put_along_axis(hidden, roles, -np.inf, axis=1)
-        pairs = pairs_of_group(model, images, roles, hidden.argmax(1))
-        if twin is not None:
-            of_class = [GradCAM(net).evidence(images, roles[:, 1]) for net in (model, twin)]
-            pairs["one class, two trainings"] = (of_class[0], of_class[1])
-        for name, pair in pairs.items():
-            start = {"group": group, "comparison": name, "images": len(pair[0])}
-            for treatment, found in compare(*pair).items():
-                rows.append(start | {"treatment": treatment} | found)
-        maps = all_maps(GradCAM(model), images, len(dataset.classes))
-        r = np.corrcoef(likeness_of_classes(maps), likeness_of_weights(model))[0, 1]
-        start = {"group": group, "images": len(images), "treatment": "as it is"}
-        rows.append(
-            start | {"comparison": "pairs of classes: maps and weights", "same": round(r, 4)}
-        )
+        images, logits = dataset.tensor(indices), predictions.logits[indices]
+        found = rows_of_group(model, images, logits, roles, twin)
         if group == "mistakes":
+            maps = all_maps(GradCAM(model), images, len(dataset.classes))
             probability = predictions.probabilities[indices, roles[:, 1]]
-            rows += [
-                start | row
-                for row in parts_of_mistakes(*pairs["its two classes"], probability, roles)
-            ]
+            in_roles = in_order(maps, role_order(logits, roles))
+            found += parts_of_mistakes(in_roles, probability, roles)
+        rows += [{"group": group, "images": len(images)} | row for row in found]
     return rows
-
-
-def parts_of_mistakes(
-    first: Tensor, second: Tensor, probability: np.ndarray, roles: np.ndarray
-) -> list[dict]:
-    """Mistakes by their actual class's probability, and two mistakes of one kind.
-
-    Args:
-        first: (N, h, w), maps of the class that the network says.
-        second: (N, h, w), of the actual class.
-        probability: (N,), of the actual class.
-        roles: (N, 2), both classes.
-    """
-    rows = []
-    for low, high in zip(PROBABILITIES, PROBABILITIES[1:]):
-        some = (probability > low) & (probability <= high)
-        found = compare(first[some], second[some])["as it is"]
-        name = f"its two classes, actual one {low} to {high}"
-        rows.append({"comparison": name} | found | {"images": int(some.sum())})
-    difference = first - second
-    likeness = rank_correlation(difference, difference, every=True)
-    one_kind = (roles[:, None] == roles).all(2)
-    found = summary(likeness, one_kind & ~np.eye(len(roles), dtype=bool), ~one_kind)
-    return [*rows, {"comparison": "difference maps: one kind, two kinds"} | found]
 
 
 def load_twin(name: str, data: str, load: Callable[[str], PreActResNet]) -> PreActResNet | None:
