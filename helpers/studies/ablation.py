@@ -94,14 +94,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 def main(argv: list[str] | None = None) -> None:
     """Train what the table lacks, and print the summary."""
     parser = runs.study_parser("ablation", RECIPE, ("epochs", "image_sizes"), SEEDS, WIDTH)
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=ALL_VARIANTS,
-        default=list(VARIANTS),
-        metavar="NAME",
-        help="which to train",
-    )
+    runs.add_variants(parser, ALL_VARIANTS, VARIANTS)
     args = parser.parse_args(argv)
     study = runs.study_from_args(args, "ablation", RECIPE)
     with on_cluster(args.scheduler, study):

@@ -292,6 +292,20 @@ def study_parser(
     return parser
 
 
+def add_variants(
+    parser: argparse.ArgumentParser, variants: Iterable[str], default: Iterable[str]
+) -> None:
+    """Add `--variants`: names, of those that a study knows."""
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=list(variants),
+        default=list(default),
+        metavar="NAME",
+        help="which to train",
+    )
+
+
 def study_from_args(args: argparse.Namespace, name: str, recipe: TrainConfig) -> Study:
     """The study that was asked for by the options of `study_parser`."""
     data = load_dataset(args.data, train_size=args.train_size)

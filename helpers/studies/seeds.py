@@ -25,14 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train what the table lacks, and print mean and spread."""
     parser = runs.study_parser("seeds", RECIPE, ("epochs", "image_sizes"), SEEDS, WIDTH)
     parser.set_defaults(validation_size=0)
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=VARIANTS,
-        default=["the recipe"],
-        metavar="NAME",
-        help="which to train",
-    )
+    runs.add_variants(parser, VARIANTS, ["the recipe"])
     args = parser.parse_args(argv)
     study = runs.study_from_args(args, "seeds", RECIPE)
     calls: dict[runs.Run, runs.Call] = {

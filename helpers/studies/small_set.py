@@ -35,14 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train what the table lacks, and print each variant's difference from the first."""
     parser = runs.study_parser("small_set", RECIPE, ("epochs", "image_sizes"), SEEDS, WIDTH)
     parser.set_defaults(train_size=TRAIN_SIZE)
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=VARIANTS,
-        default=list(STEPS),
-        metavar="NAME",
-        help="which to train",
-    )
+    runs.add_variants(parser, VARIANTS, STEPS)
     args = parser.parse_args(argv)
     study = runs.study_from_args(args, "small_set", RECIPE)
     with on_cluster(args.scheduler, study):
