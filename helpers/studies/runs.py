@@ -181,7 +181,7 @@ def train_once(
 
 
 def train_and_test(study: Study, variant: str, seed: int, changes: dict) -> dict[str, float]:
-    """Train on all training images, keep the network, and score it on the test images.
+    """Train on all training images, keep last and averaged weights, and score both on test images.
 
     A run that was killed goes on from its last whole epoch.
 
@@ -211,6 +211,7 @@ def train_and_test(study: Study, variant: str, seed: int, changes: dict) -> dict
 
     checkpoint = study.artifact_path(variant, seed, ".checkpoint")
     history = fit(model, study.train, None, config, checkpoint=checkpoint, log=keep_last)
+    save_weights(model, path.with_suffix(".averaged.pt"), study.train.classes)
     last = load_pretrained(path).to(next(model.parameters()).device)
     scores = {"train_accuracy": history["train_accuracy"].iloc[-1]}
     for name, network in {"": last, "averaged_": model}.items():
