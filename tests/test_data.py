@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -551,6 +552,75 @@ def test_failed_download_names_the_remedies_and_leaves_nothing(
         and len(str(caught.value)) < 1000
     )
     assert list(tmp_path.iterdir()) == [] and time.monotonic() - start < 5
+
+
+def send_without_end(mirror, archive):
+    def answer(request):
+        request.send_response(200)
+        request.end_headers()
+        while not mirror.stopped.is_set():
+            request.wfile.write(bytes(1 << 16))
+            mirror.sent += 1 << 16
+
+    mirror.sent = 0
+    mirror.answer = answer
+
+
+def test_download_without_end_stops_at_the_size_of_the_archive(tmp_path, monkeypatch, mirror):
+    monkeypatch.setattr(downloads, "SIZE", 1_000_000)
+    send_without_end(mirror, None)
+    with pytest.raises(RuntimeError, match="more came than the archive's 1,000,000 bytes"):
+        load_dataset("cifar10", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert mirror.sent < 20_000_000  # what lay in the connection's buffers
+
+
+@pytest.mark.parametrize(
+    "url, shown",
+    [
+        ("http://{host}/a/x?sig=s3cret", "http://{host}/a/x"),
+        ("http://{host}/a/x?sig=s3cret&t=a%20b c", "http://{host}/a/x"),
+        ("http://{host}/a/x;sig=s3cret#s3cret", "http://{host}/a/x..."),
+        ("http://me:s3cret@{host}/a/x", "http://{host}/a/x"),
+        ("https://s3cret@{host}/a/x", "https://{host}/a/x"),
+        ("ftp://me:s3cret@{host}/a/x", "ftp://{host}/a/x"),
+        ("http://me:s3cret/1@{host}/a/x", "the address in CIFAR10_URL"),
+        ("http://me:s3cret?1@{host}/a/x", "the address in CIFAR10_URL"),
+        ("http://[s3cret", "the address in CIFAR10_URL"),
+        ("http://me:s3cret\u2100@{host}/a/x", "the address in CIFAR10_URL"),
+        ("me:s3cret@{host}/a/x", "...{host}/a/x"),
+        ("file:///gone?sig=s3c%72et", "/gone"),
+    ],
+)
+def test_secrets_in_the_address_are_shown_nowhere(
+    tmp_path, monkeypatch, mirror, capsys, url, shown
+):
+    host = os.environ["CIFAR10_URL"].split("/")[2]
+    reply(mirror, b"HTTP/1.1 302 s3cret\r\nLocation: s3://me:s3cret@b/c?sig=s3cret\r\n\r\n")
+    monkeypatch.setenv("CIFAR10_URL", url.format(host=host))
+    with pytest.raises(RuntimeError) as caught:
+        load_dataset("cifar10", tmp_path)
+    assert f"downloaded from {shown.format(host=host)} (" in str(caught.value)
+    assert load_dataset("auto", tmp_path, 1, 1).name == "shapes10"
+    (note,) = tmp_path.iterdir()
+    shown_anywhere = "".join(traceback.format_exception(caught.value)), *capsys.readouterr()
+    for text in (*shown_anywhere, note.read_text()):
+        assert "s3cret" not in text
+
+
+def test_renewed_signature_is_tried_at_once(tmp_path, monkeypatch, mirror, cifar10, archive):
+    monkeypatch.setenv("CIFAR10_URL", os.environ["CIFAR10_URL"] + "?sig=old")
+    assert load_dataset("auto", tmp_path, 1, 1).name == "shapes10"
+    mirror.body = archive
+    monkeypatch.setenv("CIFAR10_URL", os.environ["CIFAR10_URL"].replace("old", "new"))
+    assert_is_cifar10(load_dataset("auto", tmp_path), cifar10)
+
+
+def test_user_and_password_are_refused_and_not_sent(tmp_path, monkeypatch, mirror):
+    monkeypatch.setenv("CIFAR10_URL", os.environ["CIFAR10_URL"].replace("//", "//me:s3cret@"))
+    with pytest.raises(RuntimeError, match="fetch the archive by hand and put it into data/"):
+        load_dataset("cifar10", tmp_path)
+    assert mirror.requested_paths == []
 
 
 def test_slow_but_steady_download_is_waited_for(tmp_path, monkeypatch, mirror, cifar10, archive):

@@ -2,25 +2,30 @@
 
 It is the one address that the notebooks ask for, and only when no copy lies in `data/`. Nothing is
 sent anywhere. CIFAR10_URL may name a mirror of `cifar-10-python.tar.gz`; its MD5 is checked either
-way. After a failed download the notebooks keep to Shapes-10 for a day, unless CIFAR10_URL changes;
-`load_dataset("cifar10")` tries again at once.
+way. What follows a `?` in it may be secret, so messages and files name its host and path only.
+
+After a failed download the notebooks keep to Shapes-10 for a day, unless CIFAR10_URL changes or has
+such a part; `load_dataset("cifar10")` tries again at once.
 """
 
 import hashlib
 import multiprocessing.pool
 import os
+import re
 import shutil
 import time
 import urllib.request
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
 from helpers.support.files import one_line, remove_stale_temporaries, temporary_sibling
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+SIZE = 170_498_071  # bytes of the archive; a download that goes on for longer is stopped
 MD5 = "c58f30108f718f92721af3b95e74349a"  # of the archive, as published beside it
 ARCHIVE = "cifar-10-python.tar.gz"
 UNPACKED = "cifar-10-batches-py"  # the folder in it
@@ -81,7 +86,9 @@ def download_cifar10(root: Path) -> None:
             (folder / UNPACKED).rename(target)
     except (OSError, ValueError, HTTPException) as error:
         if not target.is_dir():  # else another process was faster
-            raise RuntimeError(f"{_failure()}{one_line(error, 'ascii')}); {REMEDIES}") from error
+            reason = one_line(_without_secrets(str(error) or repr(error)), "ascii")
+            # Without `from error`: a traceback would show what the message leaves out.
+            raise RuntimeError(f"{_failure()}{reason}); {REMEDIES}") from None
 
 
 def _url() -> str:
@@ -89,14 +96,38 @@ def _url() -> str:
 
 
 def _failure() -> str:
-    return f"CIFAR-10 could not be downloaded from {one_line(_url(), 'ascii')} ("
+    return f"CIFAR-10 could not be downloaded from {one_line(_shown(_url()), 'ascii')} ("
+
+
+def _shown(url: str) -> str:
+    """An address without user, password, query and fragment, which may be secret."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # part of a password may stand where the port should
+        return "the address in CIFAR10_URL"
+    host = f"{parts.scheme}://" + parts.netloc.rpartition("@")[2] if parts.netloc else ""
+    return host + re.sub(".*@|;.*", "...", parts.path)
+
+
+def _without_secrets(text: str) -> str:
+    """A text without the words that `_shown` leaves out of this address, or of any other."""
+    text = re.sub(r"(?<=//)\S+@|\?\S+", "...", text)
+    address = _url().split("://", 1)[-1]
+    words = re.findall(r"\w{3,}", f"{address} {unquote(address)}")
+    hidden = set(words) - set(re.findall(r"\w+", _shown(_url())))
+    for word in sorted(hidden, key=len, reverse=True):
+        text = text.replace(word, "...")
+    return text
 
 
 def _recent_failure(note: Path) -> str:
     """Why the download from this address failed within RETRY_AFTER_SECONDS, or "".
 
-    The note may hold anything, or be a folder.
+    The note may hold anything, or be a folder. It does not tell one password from the next.
     """
+    if re.search("[@?#;]", _url()):
+        return ""
     with suppress(OSError):
         reason = note.read_text("ascii", "replace")
         age = abs(time.time() - note.stat().st_mtime)
@@ -119,14 +150,19 @@ def _fetch(url: str, path: Path) -> None:
     """Download a file, with a progress bar.
 
     Raises:
-        OSError: no answer, or slower than MIN_BYTES_PER_SECOND for SLOW_GRACE_SECONDS.
+        OSError: no answer, more bytes than SIZE, slower than MIN_BYTES_PER_SECOND for
+            SLOW_GRACE_SECONDS, or an address with a user's name, which is not sent.
     """
+    if "@" in urlsplit(url).netloc:
+        raise OSError("it holds a user's name: fetch the archive by hand and put it into data/")
     with _open(url) as response, open(path, "wb") as out:
         size = int(response.headers.get("Content-Length") or 0) or None
         deadline = time.monotonic() + SLOW_GRACE_SECONDS
         with tqdm.wrapattr(out, "write", size, desc="CIFAR-10") as file:
             while chunk := response.read1(1 << 16):  # read() would wait for all 64 kB
                 file.write(chunk)
+                if out.tell() > SIZE:
+                    raise OSError(f"more came than the archive's {SIZE:,} bytes")
                 earned = len(chunk) / MIN_BYTES_PER_SECOND
                 deadline = min(deadline + earned, time.monotonic() + SLOW_GRACE_SECONDS)
                 if time.monotonic() > deadline:
