@@ -143,6 +143,7 @@ class AugmentedDataset(torch.utils.data.Dataset):
         }
         strengths: dict[str, Any] = {"padding": padding, "hole": hole, "degrees": degrees}
         stronger = {name: value + STRONGER[name] for name, value in strengths.items()}
+        stronger["hole"] = min(stronger["hole"], SIZE)
         self.dataset = dataset
         self.pipeline = compose(augmentation_steps(**strengths, **common))
         self.stronger_pipeline = compose(augmentation_steps(**stronger, **common))

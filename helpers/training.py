@@ -1,15 +1,16 @@
 """Train the network: its configuration, its optimiser, and the loop.
 
 For runs of hours: `python -m helpers.training --help`; on several GPUs, or by several processes on
-CPUs, `torchrun --nproc-per-node 4 -m helpers.training` with the same options.
+CPUs, `torchrun --nproc-per-node 4 -m helpers.training` with the same options. A finished run is not
+extended: `--init runs/training/weights.pt` begins a new one with its weights.
 """
 
+import math
 import os
 import runpy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from helpers.augmentation import AugmentedDataset, seed_epoch
-from helpers.data import Dataset, make_loader, to_float
+from helpers.data import SIZE, Dataset, make_loader, to_float
 from helpers.evaluation import Predictions, predict
 from helpers.support.device import default_device, loader_workers
 from helpers.support.distributed import process_group, share_batches
-from helpers.support.loader import require_images
+from helpers.support.loader import require_images, require_labels
 from helpers.support.precision import autocast, grad_scaler
 from helpers.support.session import Session
 
@@ -56,15 +57,56 @@ class TrainConfig:
     seed: int = 0  # of the order of images and of their augmentation
 
     def __post_init__(self) -> None:
-        # PyTorch and Albumentations reject bad values of the other settings themselves.
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup must be from 0 to 1, got {self.warmup}")
+        for field in fields(self):
+            # Numbers of NumPy become Python's: a checkpoint is read without executing anything.
+            value = np.asarray(getattr(self, field.name)).tolist()
+            value = tuple(value) if isinstance(value, list) else value
+            object.__setattr__(self, field.name, value)
+            allowed = RANGES.get(field.name)
+            is_missing = value == () and field.default  # no size of images
+            if is_missing or not is_allowed(value, field.type, allowed):
+                within = f" in {allowed}" if allowed else ""
+                raise ValueError(f"{field.name} must be {KINDS[field.type]}{within}, got {value!r}")
 
     def image_size(self, epoch: int) -> int:
         """Side of the training images in this epoch (counted from 0), in pixels."""
         return self.image_sizes[min(epoch, len(self.image_sizes) - 1)]
+
+
+# What a setting may be; of several numbers, each one. A square bracket includes the end.
+RANGES = {
+    "epochs": pd.Interval(1, math.inf, "left"),
+    "batch_size": pd.Interval(1, math.inf, "left"),
+    "peak_lr": pd.Interval(0, math.inf, "neither"),
+    "warmup": pd.Interval(0, 1, "both"),
+    "momentum": pd.Interval(0, 1, "left"),
+    "weight_decay": pd.Interval(0, math.inf, "left"),
+    "label_smoothing": pd.Interval(0, 1, "left"),
+    "image_sizes": pd.Interval(16, 64, "both"),
+    "padding": pd.Interval(0, SIZE, "both"),
+    "hole": pd.Interval(0, SIZE, "both"),
+    "degrees": pd.Interval(0, 180, "both"),
+    "class_weights": pd.Interval(0, math.inf, "neither"),
+    "ema": pd.Interval(0, 1, "left"),
+    "seed": pd.Interval(0, 2**32, "left"),
+}
+KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    tuple[int, ...]: "whole numbers",
+    tuple[float, ...]: "numbers",
+    tuple[str, ...]: "a tuple of names",
+}
+
+
+def is_allowed(value: Any, kind: Any, allowed: pd.Interval | None) -> bool:
+    """Whether a setting is of its kind, a type of KINDS, and it, or each of its parts, in range."""
+    if get_args(kind):
+        part = get_args(kind)[0]
+        return isinstance(value, tuple) and all(is_allowed(v, part, allowed) for v in value)
+    is_of_kind = isinstance(value, (int, float) if kind is float else kind)
+    return is_of_kind and (allowed is None or value in allowed)
 
 
 class TrainingState:
@@ -120,7 +162,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, config.peak_lr, momentum=config.momentum, nesterov=True)
+    momentum = config.momentum
+    return torch.optim.SGD(groups, config.peak_lr, momentum=momentum, nesterov=momentum > 0)
 
 
 def make_scheduler(
@@ -146,17 +189,29 @@ def make_criterion(train: Dataset, config: TrainConfig) -> Callable:
     counts would depend on its neighbours.
 
     Raises:
-        ValueError: the weights are not one positive number for each class.
+        ValueError: there is not one weight for each class; in calls, not one logit.
     """
-    smoothed = partial(F.cross_entropy, label_smoothing=config.label_smoothing)
-    if len(set(config.class_weights)) < 2:  # equal weights change nothing
-        return smoothed
-    weights = np.array(config.class_weights)
-    if len(weights) != len(train.classes) or not (weights > 0).all():
-        raise ValueError(
-            f"class_weights must be {len(train.classes)} numbers above 0, one for each class: "
-            f"got {weights}"
+    num_classes = len(train.classes)
+
+    def smoothed(
+        logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"
+    ) -> torch.Tensor:
+        if logits.shape != (len(labels), num_classes):
+            raise ValueError(
+                f"logits {tuple(logits.shape)} do not fit {len(labels)} images of {num_classes} "
+                "classes: take another network"
+            )
+        return F.cross_entropy(
+            logits, labels, reduction=reduction, label_smoothing=config.label_smoothing
         )
+
+    weights = np.array(config.class_weights)
+    if len(weights) not in (0, num_classes):
+        raise ValueError(
+            f"class_weights must be {num_classes} numbers, one for each class: got {weights}"
+        )
+    if len(set(weights)) < 2:  # equal weights change nothing
+        return smoothed
     scaled = torch.from_numpy(weights / weights[train.labels].mean()).float()
 
     def weighted(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -227,8 +282,9 @@ def fit(
     Raises:
         KeyboardInterrupt: after the batch in which Ctrl-C or a notebook's stop button was pressed.
         SystemExit: after the batch in which SIGTERM (143) or SIGHUP (129) came.
-        ValueError: no images, a batch that the processes cannot share evenly, or a checkpoint of
-            another run or another number of processes.
+        ValueError: no images, labels or logits that do not fit the classes, a batch that the
+            processes cannot share evenly, or a checkpoint of another run or another number of
+            processes.
         BlockingIOError: another run uses the checkpoint.
         FloatingPointError: a loss or weight is NaN or infinite; the checkpoint is the one before.
     """
@@ -268,11 +324,12 @@ def run_identity(train: Dataset, validation: Dataset | None, config: TrainConfig
     """What tells a run from others: its settings, its classes and its images.
 
     Raises:
-        ValueError: a part has no images.
+        ValueError: a part has no images, or labels that do not fit them.
     """
     parts = [part for part in (train, validation) if part is not None]
     for part in parts:
         require_images(len(part))
+        require_labels(part.images, part.labels, len(train.classes))
     digests = [part.digest for part in parts]
     return asdict(config) | {"classes": tuple(train.classes), "images": digests}
 

@@ -210,20 +210,24 @@ def test_error_that_another_process_may_report_or_have_caused_waits_for_its_end(
 # ---- The command that trains
 
 REFUSED = {  # options -> what the line says
-    "--epochs 0": "epochs must be at least 1, got 0",
+    "--epochs 0": "epochs must be a whole number in .*, got 0",
     "--warmup 2": "warmup must be .*, got 2",
-    "--batch-size 0": "batch_size should be a positive integer",
-    "--peak-lr nan": "learning rate of nan: lower peak_lr",
-    "--ema 2": "decay value 2",
+    "--batch-size 0": "batch_size must be a whole number in .*, got 0",
+    "--peak-lr nan": "peak_lr must be a number in .*, got nan",
+    "--ema 2": "ema must be a number in .*, got 2",
     "--width 8": "width must be at least 16",
     "--data nowhere": "unknown data set 'nowhere'",
     "--data no/where": "no folder no/where",
     "--validation-size 40": "cannot split 40 of 40 images",
-    "--momentum -1": "momentum",
-    "--seed -1": "non-negative",
+    "--momentum -1": "momentum must be .*, got -1",
+    "--seed -1": "seed must be .*, got -1",
+    "--degrees nan": "degrees must be .*, got nan",
+    "--padding -1": "padding must be .*, got -1",
+    "--init nowhere.pt": "no weights for 'nowhere.pt'",
+    "--init cifar10": "knows the classes .*airplane.* train on them",
     "--stronger-classes circle unicorn": "^no class 'unicorn' in these data: choose among arrow, c",
-    "--class-weights 1 2": "class_weights must be 10 numbers above 0, one for each class",
-    "--class-weights 1 1 1 1 1 1 1 1 1 0": "class_weights must be 10 numbers above 0, one for each",
+    "--class-weights 1 2": "class_weights must be 10 numbers, one for each class",
+    "--class-weights 1 1 1 1 1 1 1 1 1 0": "class_weights must be numbers in .*, got",
     "--peak-lr 1e6": "diverged at a learning rate of .*lower peak_lr",
 }
 
@@ -304,6 +308,23 @@ def test_command_builds_its_network_from_the_seed_and_holds_out_nothing_by_defau
         nets.append(load_pretrained(tmp_path / name / "weights.pt").fc.weight)
     assert torch.equal(nets[0], nets[1]) and not torch.allclose(nets[0], nets[2])
     assert pd.read_csv(tmp_path / "a" / "history.csv").validation_loss.isna().all()
+
+
+def test_a_finished_run_is_not_extended_but_a_new_one_begins_with_its_weights(tmp_path, capsys):
+    run = [*TINY, *"--train-size 20 --batch-size 20 --peak-lr 1e-9 --output".split()]
+    main([*run, str(tmp_path / "a")])
+    with pytest.raises(SystemExit, match="2"):
+        main([*run, str(tmp_path / "a"), "--epochs", "2"])
+    line = capsys.readouterr().err
+    assert "epochs 1 there, 2 here" in line and "begin a new run from its weights (--init" in line
+    weights = tmp_path / "a" / "weights.pt"
+    options = ["--epochs", "2", "--init", str(weights), "--width", "64", "--seed", "5"]
+    main([*run, str(tmp_path / "b"), *options])
+    first, second = load_pretrained(weights), load_pretrained(tmp_path / "b" / "weights.pt")
+    assert torch.equal(first.fc.weight, second.fc.weight)  # learned at a rate of almost nought
+    assert not torch.equal(first.layer4[1].norm1.running_mean, second.layer4[1].norm1.running_mean)
+    assert torch.equal(first.mean, second.mean)
+    assert list(pd.read_csv(tmp_path / "b" / "history.csv").epoch) == [1, 2]
 
 
 @pytest.mark.parametrize("compile", [False, True])

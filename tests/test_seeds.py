@@ -23,7 +23,8 @@ def test_seeds_command_scores_all_training_images_and_keeps_each_network(tmp_pat
     scores = ["test_accuracy", "flip_accuracy", "averaged_accuracy", "averaged_flip_accuracy"]
     assert ((table[scores] * 20) % 1 < 1e-9).all(axis=None)  # shares of twenty test images
     names = sorted(file.name for file in path.with_suffix("").iterdir())
-    assert names == ["no-augmentation-0.pt", "the-recipe-0.pt"]
+    networks = ["no-augmentation-0", "the-recipe-0"]
+    assert names == [f"{name}{of}.pt" for name in networks for of in (".averaged", "")]
     assert "test_accuracy" in capsys.readouterr().out
 
 

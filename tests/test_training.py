@@ -1,6 +1,6 @@
 """The configuration, the optimiser, the schedule, the loss, and the loop that learns."""
 
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
@@ -153,9 +153,9 @@ def test_nearly_equal_class_weights_give_nearly_the_same_loss_and_gradient(data)
     torch.testing.assert_close(*found)
 
 
-@pytest.mark.parametrize("weights", [(1.0, 2.0), (*[1.0] * 9, 0.0), (*[1.0] * 9, -1.0)], ids=str)
-def test_class_weights_that_are_not_one_positive_number_a_class_are_refused(data, weights):
-    with pytest.raises(ValueError, match="class_weights must be 10 numbers above 0, one for each"):
+@pytest.mark.parametrize("weights", [(1.0, 2.0), (1.0,) * 9, (2.0,)], ids=str)
+def test_class_weights_that_are_not_one_for_each_class_are_refused(data, weights):
+    with pytest.raises(ValueError, match="class_weights must be 10 numbers, one for each class"):
         fit(small_net(), data, None, replace(SMALL, class_weights=weights), CPU)
 
 
@@ -240,17 +240,95 @@ def test_learning_rate_of_a_very_short_run_stays_between_zero_and_its_peak(epoch
     assert (0 < rates).all() and (rates <= 0.1 + 1e-9).all() and last < 1e-5
 
 
-@pytest.mark.parametrize("warmup", [-0.1, 1.1, 2, float("nan")])
-def test_warmup_that_is_no_share_is_refused(warmup):
-    with pytest.raises(ValueError, match=f"warmup must be .*, got {warmup}"):
-        TrainConfig(warmup=warmup)
+NAN, INFINITE = float("nan"), float("inf")
+COUNTS = (0, -1, 2.5, "3", None, (1,), NAN)
+POSITIVE = (0, -0.1, NAN, INFINITE, "0.1", None)
+SHARES_BELOW_1 = (-0.1, 1, 1.5, NAN, "0.9", None)
+REFUSED = {
+    "epochs": COUNTS,
+    "batch_size": COUNTS,
+    "peak_lr": POSITIVE,
+    "warmup": (-0.1, 1.1, NAN, "0.2"),
+    "one_cycle": ("no", None, 2),
+    "momentum": SHARES_BELOW_1,
+    "weight_decay": (-1, NAN, INFINITE, None),
+    "label_smoothing": SHARES_BELOW_1,
+    "image_sizes": ((), 32, (15,), (65,), (24.5,), (32, NAN), ("32",), None),
+    "padding": (-1, 33, 1.5, NAN, None),
+    "hole": (-1, 33, 1.5, NAN, None),
+    "degrees": (-1, 181, NAN, INFINITE, None),
+    "flip": ("no", None, 2),
+    "alternate_flip": ("no",),
+    "trivial": ("no",),
+    "stronger_classes": ("cat", (1,), None),
+    "class_weights": ((0, 1), (1, -1), (NAN, 1), (INFINITE, 1), 2.0, ("1",)),
+    "ema": SHARES_BELOW_1,
+    "mixed_precision": ("no",),
+    "seed": (-1, 2**32, 0.5, NAN, None),
+}
+SMALLEST = {"epochs": 1, "batch_size": 1, "peak_lr": 1e-12, "warmup": 0, "momentum": 0}
+SMALLEST |= {"weight_decay": 0, "label_smoothing": 0, "image_sizes": (16,), "padding": 0, "hole": 0}
+SMALLEST |= {"degrees": 0, "class_weights": (1e-3, *[1e-2] * 9), "ema": 0, "seed": 0}
+LARGEST = SMALLEST | {"batch_size": 10**6, "peak_lr": 1e6, "warmup": 1, "momentum": 0.999}
+LARGEST |= {"weight_decay": 1e6, "label_smoothing": 0.999, "image_sizes": (64,), "padding": 32}
+LARGEST |= {"hole": 32, "degrees": 180, "ema": 0.999, "seed": 2**32 - 1}
 
 
-def test_a_configuration_is_frozen_and_trains_for_an_epoch_at_least():
-    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
-        TrainConfig(epochs=0)
+def test_every_setting_has_values_that_are_refused():
+    assert list(REFUSED) == [field.name for field in fields(TrainConfig)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values]
+)
+def test_value_outside_a_settings_range_is_refused_in_one_line(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got .*\Z"):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("values", [SMALLEST, LARGEST], ids=["smallest", "largest"])
+def test_the_ends_of_all_ranges_train(data, values):
+    config = TrainConfig(**values | {"stronger_classes": ("ring",)})
+    train = augment(data, config)
+    images = torch.stack([train[i][0] for i in range(len(train))])
+    assert images.shape == (13, 3, 32, 32)
+    gentle = replace(config, peak_lr=1e-3, weight_decay=0.0, batch_size=5)
+    assert np.isfinite(fit(small_net(), data, None, gentle, CPU).train_loss[0])
+
+
+def test_numbers_of_numpy_and_lists_become_what_a_checkpoint_can_hold(data, tmp_path):
+    config = replace(
+        SMALL,
+        epochs=np.int64(1),
+        peak_lr=np.float32(0.125),
+        flip=np.bool_(False),
+        image_sizes=[16],
+        class_weights=np.arange(1, 11),
+        stronger_classes=np.array(["ring"]),
+    )
+    plain = replace(SMALL, epochs=1, peak_lr=0.125, flip=False, image_sizes=(16,))
+    plain = replace(plain, class_weights=(*range(1, 11),), stronger_classes=("ring",))
+    assert repr(config) == repr(plain)
+    first = fit(small_net(), data, None, config, CPU, tmp_path / "run.pt")
+    assert list(fit(small_net(), data, None, plain, CPU, tmp_path / "run.pt").seconds) == list(
+        first.seconds
+    )
+
+
+def test_a_configuration_is_frozen():
     with pytest.raises(FrozenInstanceError):
         TrainConfig(epochs=1).epochs = 2
+
+
+def test_without_momentum_it_is_plain_gradient_descent():
+    quarters = Quarters([0, 1, 2])
+    config = TrainConfig(epochs=1, batch_size=3, momentum=0.0, one_cycle=False, **UNCHANGED)
+    config = replace(config, weight_decay=0.0, label_smoothing=0.0, peak_lr=0.5)
+    weight, bias = quarters.parameters()
+    fit(quarters.model, quarters.data, None, config, CPU)
+    x, labels = quarters.x[quarters.batches[0]], quarters.data.labels[quarters.batches[0]]
+    error = softmax(x @ weight.T + bias) - np.eye(3)[labels]
+    np.testing.assert_allclose(quarters.parameters()[1], bias - 0.5 * error.mean(0), rtol=1e-4)
 
 
 def test_image_sizes_apply_epoch_by_epoch_and_validation_keeps_the_full_size(data):
@@ -459,3 +537,29 @@ def test_images_of_floats_are_refused(data, part):
     config = replace(SMALL, epochs=1, hole=0, degrees=0)
     with pytest.raises(ValueError, match="uint8.*float32"):
         fit(small_net(), *((floats, data) if part == "train" else (data, floats)), config, CPU)
+
+
+WRONG_LABELS = {"too large": 10, "negative": -1, "what PyTorch passes over": -100}
+
+
+@pytest.mark.parametrize("part", ["train", "validation"])
+@pytest.mark.parametrize("label", WRONG_LABELS.values(), ids=WRONG_LABELS)
+def test_labels_that_are_no_class_are_refused_before_anything_is_learned(data, part, label):
+    wrong, model = replace(data, labels=np.array([label, *data.labels[1:]])), small_net()
+    model.register_forward_pre_hook(lambda *_: pytest.fail("it began to learn"))
+    with pytest.raises(ValueError, match="13 labels from .* do not fit 13 images of 10 classes"):
+        fit(model, *((wrong, data) if part == "train" else (data, wrong)), SMALL, CPU)
+
+
+@pytest.mark.parametrize("count", [12, 14])
+def test_another_number_of_labels_than_images_is_refused(data, count):
+    wrong = replace(data, labels=np.resize(data.labels, count))
+    with pytest.raises(ValueError, match=f"{count} labels from 0 to 9 do not fit 13 images"):
+        fit(small_net(), wrong, None, SMALL, CPU)
+
+
+@pytest.mark.parametrize("num_classes", [9, 12])
+def test_network_of_other_classes_is_refused(data, num_classes):
+    model = resnet18(num_classes, width=16)
+    with pytest.raises(ValueError, match=rf"logits \(5, {num_classes}\) do not fit .* 10 classes"):
+        fit(model, data, None, SMALL, CPU)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from helpers.data import channel_statistics, load_dataset, split
-from helpers.model import resnet18, save_weights
+from helpers.model import load_pretrained, resnet18, save_weights
 from helpers.support.command import add_arguments, config_from_args, make_parser, one_line_errors
 from helpers.support.distributed import rank_and_world_size
 from helpers.support.files import write_atomically
@@ -20,6 +20,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser("training", validation_size=0, width=64, output=Path("runs/training"))
     add_arguments(parser, TrainConfig(), [field.name for field in fields(TrainConfig)])
     parser.add_argument("--compile", action="store_true", help="use torch.compile, if it works")
+    parser.add_argument(
+        "--init", help="begin with these weights, of a finished run, at their width: weights.pt"
+    )
     args = parser.parse_args(argv)
     config = config_from_args(args, TrainConfig())
     data = load_dataset(args.data, train_size=args.train_size, test_size=1)
@@ -27,7 +30,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.validation_size:
         train, validation = split(data.train, args.validation_size)
     torch.manual_seed(config.seed)
-    model = resnet18(len(data.classes), args.width, *channel_statistics(train.images))
+    if args.init:
+        model = load_pretrained(args.init, data.classes)
+    else:
+        model = resnet18(len(data.classes), args.width, *channel_statistics(train.images))
     checkpoint = args.output / "checkpoint.pt"
     history = fit(
         model, train, validation, config, None, checkpoint, _print_row, compile=args.compile

@@ -43,7 +43,8 @@ def load_checkpoint(path: Path, identity: dict, state: Any) -> None:
     ]
     if changed:
         raise ValueError(
-            f"{used} is from another run ({'; '.join(changed)}): delete it or name another file"
+            f"{used} is from another run ({'; '.join(changed)}): delete it or name another file; "
+            "to train longer, begin a new run from its weights (--init weights.pt)"
         )
     state.load_state_dict(saved)
 

@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
@@ -48,6 +49,15 @@ def require_images(count: int) -> None:
     """Raise ValueError where there are none."""
     if count == 0:
         raise ValueError("there are no images in this data set: take one image or more")
+
+
+def require_labels(images: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
+    """Raise ValueError where an image lacks a label, or one is not the index of a class."""
+    if len(labels) != len(images) or not set(labels.tolist()) <= set(range(num_classes)):
+        raise ValueError(
+            f"{len(labels)} labels from {labels.min()} to {labels.max()} do not fit {len(images)} "
+            f"images of {num_classes} classes: give each image its class, 0 to {num_classes - 1}"
+        )
 
 
 def _seed_worker(_: int) -> None:
