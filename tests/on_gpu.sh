@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What only a GPU can give, in some ten minutes on an H100 or H200 with 16 cores:
+# What only a GPU can give, in a quarter of an hour on an H100 or H200 with 16 cores:
 #     tests/on_gpu.sh FOLDER [DATA]      DATA: cifar10 (the default), or shapes10 to try the script
 # In FOLDER: tests.log, the tables cifar10-seeds.csv and cifar10-unaugmented.csv with their networks,
 # speed.csv. Each is written as it goes, so what is done when the time is up is kept. SMALL=1 does all
@@ -28,17 +28,17 @@ part() {  # part NAME SECONDS COMMAND...: run it, but no longer than that, and n
 
 seeds=(python3 -m helpers.studies.seeds "${training[@]}")
 if [[ $parts == *" training "* ]]; then
-  part recipe 400 "${seeds[@]}" --seeds 5 --jobs 5 --output "$folder/$data-seeds.csv" &
+  part recipe 500 "${seeds[@]}" --seeds 5 --jobs 5 --output "$folder/$data-seeds.csv" &
 fi
 if [[ $parts == *" tests "* ]]; then  # meanwhile
   part tests 300 python3 -m pytest -p no:cacheprovider "${tests[@]}" -n 3 -v -W ignore
 fi
 wait
 if [[ $parts == *" speed "* ]]; then  # alone
-  part speed 90 python3 tests/gpu_speed.py "$folder/speed.csv" "${speed[@]}"
+  part speed 150 python3 tests/gpu_speed.py "$folder/speed.csv" "${speed[@]}"
 fi
 if [[ $parts == *" training "* ]]; then
-  part unaugmented 300 "${seeds[@]}" --seeds 3 --jobs 3 --variants "no augmentation" \
+  part unaugmented 360 "${seeds[@]}" --seeds 3 --jobs 3 --variants "no augmentation" \
     --output "$folder/$data-unaugmented.csv"
 fi
 cat "$folder/summary.txt"
