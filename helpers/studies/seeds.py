@@ -1,8 +1,8 @@
 """How much a run's result depends on its seed: the recipe of the network that ships, several times.
 
 `python -m helpers.studies.seeds --data cifar10 --jobs 5`, on a GPU: half an hour of an H200 for
-one run after the other, seven minutes for all at once. An averaged copy of the weights is scored beside the last
-ones. The test images are used for scores alone: nothing is chosen by them.
+one run after the other, seven minutes for all at once. An averaged copy of the weights is scored
+beside the last ones. The test images are used for scores alone: nothing is chosen by them.
 """
 
 from typing import Any
