@@ -1,17 +1,37 @@
 """Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): which parts of an image speak for a class."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from helpers.support.device import to_device_of
+from helpers.support.device import to_device_of, unwrapped
 
 ClassNumbers = ArrayLike | Tensor | None
+_LOCK = threading.RLock()  # one explanation at a time: each puts a hook into its model for a moment
+
+
+def weigh_channels(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Grad-CAM's map: the channels added up, each weighted by its mean gradient.
+
+    Equations 1 and 2 of the paper, before the ReLU.
+
+    Args:
+        activations: (N, C, h, w), the output of a layer.
+        gradients: (N, C, h, w), of one logit of each image for that output.
+
+    Returns:
+        (N, h, w).
+    """
+    return torch.einsum("nc,nchw->nhw", gradients.mean((2, 3)), activations)
 
 
 class GradCAM:
@@ -21,21 +41,42 @@ class GradCAM:
     call raises an exception.
 
     Args:
-        model: maps images (N, C, H, W) to logits (N, num_classes).
-        layer: name of a module whose output is one tensor (N, channels, h, w).
+        model: maps images (N, C, H, W) to logits (N, num_classes). The wrappers of torch.compile,
+            DataParallel, DistributedDataParallel and AveragedModel are taken off.
+        layer: a module of the model, or its name, whose output is one tensor (N, channels, h, w).
+        output: takes the logits out of what the model returns, where that is no tensor:
+            `lambda returned: returned.logits`.
+        reshape: makes (N, channels, h, w) of a layer's output that is arranged in another way:
+            `lambda out: out.permute(0, 3, 1, 2)` if the channels come last (Swin),
+            `lambda out: out[:, 1:].mT.unflatten(2, (14, 14))` for tokens after a class token (ViT).
+        method: makes maps (N, h, w) of activations and gradients, both (N, C, h, w).
+        scale_checked: refuse images beyond [0, 1]. False: for a network that wants another range.
 
     Raises:
-        ValueError: the model has no layer of this name.
+        ValueError: the model has no such layer, or is one whose layers cannot be reached.
     """
 
-    def __init__(self, model: nn.Module, layer: str = "layer4") -> None:
-        # What torch.compile returns would not run the hook on the layer, so take what it wraps.
-        self.model: nn.Module = getattr(model, "_orig_mod", model)
-        modules = dict(self.model.named_modules())
-        if layer not in modules or not layer:
-            known = ", ".join(name for name in modules if name and name.count(".") < 2)
-            raise ValueError(f"no layer {layer!r} in this model: choose one of {known}")
-        self.layer = modules[layer]
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | nn.Module | Sequence[str | nn.Module] = "layer4",
+        *,
+        output: Callable[[Any], Tensor] | None = None,
+        reshape: Callable[[Tensor], Tensor] | None = None,
+        method: Callable[[Tensor, Tensor], Tensor] = weigh_channels,
+        scale_checked: bool = True,
+    ) -> None:
+        self.model = unwrapped(model)
+        if not isinstance(self.model, nn.Module) or isinstance(self.model, torch.jit.ScriptModule):
+            raise ValueError(
+                f"the layers of a {type(model).__name__} cannot be reached: "
+                "give the nn.Module that it was made from"
+            )
+        self.layer = _find_layer(self.model, layer)
+        self.output = output
+        self.reshape = reshape
+        self.method = method
+        self.scale_checked = scale_checked
 
     def __call__(self, images: Tensor, classes: ClassNumbers = None) -> Tensor:
         """Heatmaps at the size of the images: `as_heatmaps` of `evidence`.
@@ -52,7 +93,9 @@ class GradCAM:
         """
         return as_heatmaps(self.evidence(images, classes), images.shape[-2:])
 
-    def evidence(self, images: Tensor, classes: ClassNumbers = None) -> Tensor:
+    def evidence(
+        self, images: Tensor, classes: ClassNumbers = None, return_logits: bool = False
+    ) -> Any:
         """Raw maps with a sign, at the resolution of the layer.
 
         The layer's channels are added up, each weighted by its mean gradient (equations 1 and 2 of
@@ -64,56 +107,98 @@ class GradCAM:
             classes: the class to explain: None for the predicted one, an int, or integers (N,), or
                 (N, K) for K classes of each image. K classes cost one forward pass and K backward
                 passes from the logits down to the layer.
+            return_logits: return the logits as well.
 
         Returns:
             (N, h, w), or (N, K, h, w) for classes (N, K); float32, in units of the logit, on the
-            device of the images.
+            device of the images. With `return_logits` a pair: these maps, and the logits
+            (N, num_classes) of the same forward pass.
 
         Raises:
-            ValueError: images or classes have a wrong shape, type or range, or the layer's output
-                is not one tensor (N, channels, h, w).
+            ValueError: images or classes have a wrong shape, type or range; the model returns no
+                logits, or the layer's output is not one tensor (N, channels, h, w), or no gradient
+                leads from the one to the other.
         """
-        _check_images(images)
-        with _eval_mode(self.model), torch.inference_mode(False), torch.no_grad():
+        _check_images(images, self.scale_checked)
+        with _LOCK, _eval_mode(self.model), torch.inference_mode(False), torch.no_grad():
             inputs = to_device_of(self.model, images)
             if inputs.is_inference():  # such a tensor cannot take part in a backward pass
                 inputs = inputs.clone()
-            activations, logits = self._forward(inputs)
+            kept, logits = self._forward(inputs)
             numbers = _as_classes(classes, logits)
-            # Images do not influence each other's logits, so one gradient of their sum serves all.
-            scores = logits.gather(1, numbers.reshape(len(logits), -1)).sum(0)
-            weights = _channel_weights(scores, activations)
-            maps = torch.einsum("nkc,nchw->nkhw", weights, activations.detach().float())
-            maps = maps.to(images.device)
-        return maps[:, 0] if numbers.ndim == 1 else maps
+            maps = self._maps(kept, logits, numbers, inputs).to(images.device)
+            logits = logits.detach().float().to(images.device)
+        if numbers.ndim == 1:
+            maps = maps[:, 0]
+        return (maps, logits) if return_logits else maps
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Run the model, and differentiate nothing below the layer.
 
         Returns:
-            The output of the layer (N, channels, h, w), a tensor that gradients can be taken for,
-            and the logits (N, num_classes) computed from it.
+            The output of the layer, a tensor that gradients can be taken for, and the logits
+            (N, num_classes) computed from it.
         """
         kept: list[Tensor] = []
+        thread = threading.get_ident()
+        modes = _GradientModes()
 
-        def keep_output(module: nn.Module, inputs: Any, output: Any) -> Tensor:
-            if kept or not isinstance(output, Tensor) or output.ndim != 4:
+        def keep_output(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if threading.get_ident() != thread:
+                return output  # somebody else's forward pass
+            if kept or not isinstance(output, Tensor):
                 raise ValueError("the layer must run once and give one tensor (N, channels, h, w)")
             kept.append(output.detach().requires_grad_())
-            torch.set_grad_enabled(True)
+            modes.above_layer = True
             return kept[0].clone()  # the next module may change it in place
 
         handle = self.layer.register_forward_hook(keep_output)
         try:
-            logits = self.model(images)
+            with modes, _without_compilation():
+                returned = self.model(images)
+                logits = returned if self.output is None else self.output(returned)
         finally:
             handle.remove()
         if not kept:
-            raise ValueError("the model does not call this layer: choose one that it runs")
-        if logits.ndim != 2 or len(logits) != len(images):
-            shape = tuple(logits.shape)
-            raise ValueError(f"the model must return logits (N, num_classes), got {shape}")
+            raise ValueError(
+                "the model does not call this layer, or in a traced part: choose another"
+            )
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"the model must return logits (N, num_classes), got {found}: "
+                "take them out of it with output=, a function"
+            )
         return kept[0], logits
+
+    def _maps(self, kept: Tensor, logits: Tensor, numbers: Tensor, images: Tensor) -> Tensor:
+        """Maps (N, K, h, w) of the classes with these numbers, (N,) or (N, K)."""
+        activations = self._arranged(kept.detach(), images)
+        # Images do not influence each other's logits, so one gradient of their sum serves all.
+        with torch.enable_grad():
+            scores = logits.gather(1, numbers.reshape(len(logits), -1)).sum(0)
+        maps = []
+        with torch.autocast(kept.device.type, enabled=False):
+            for score in scores:
+                # One by one: for batches on a CPU this is no slower than batched gradients (vmap).
+                gradients = self._arranged(_gradient(score, kept), images)
+                maps.append(self.method(activations, gradients))
+        return torch.stack(maps, dim=1)
+
+    def _arranged(self, output: Tensor, images: Tensor) -> Tensor:
+        """Make (N, channels, h, w) in float32 of the layer's output, or of its gradient."""
+        arranged = output if self.reshape is None else self.reshape(output)
+        if arranged.ndim != 4 or len(arranged) != len(images):
+            raise ValueError(
+                f"the layer must give (N, channels, h, w), got {tuple(arranged.shape)}: "
+                "choose another, or arrange its output with reshape=, a function"
+            )
+        if self.reshape is None and _may_have_channels_last(arranged, images, self.model):
+            raise ValueError(
+                f"the layer's output {tuple(arranged.shape)} may have its channels last: say so "
+                "with reshape=lambda out: out.permute(0, 3, 1, 2), or lambda out: out if not"
+            )
+        return arranged.float()
 
 
 def as_heatmaps(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -134,14 +219,71 @@ def as_heatmaps(maps: Tensor, size: Sequence[int]) -> Tensor:
     return heat.reshape(*maps.shape[:-2], *size)
 
 
-def _channel_weights(scores: Tensor, activations: Tensor) -> Tensor:
-    """Mean gradients of K scores for each channel of activations (N, C, h, w): (N, K, C)."""
-    weights = []
-    for score in scores:
-        # One by one: for batches on a CPU this is no slower than batched gradients (vmap).
-        (gradient,) = torch.autograd.grad(score, activations, retain_graph=True)
-        weights.append(gradient.float().mean(dim=(2, 3)))
-    return torch.stack(weights, dim=1)
+class _GradientModes(TorchFunctionMode):
+    """Gradients above the layer, whatever gradient mode a forward pass opens itself."""
+
+    above_layer = False
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is torch._C._set_grad_enabled and self.above_layer:
+            args = (True,)
+        leave = torch.is_inference_mode_enabled()
+        with torch.inference_mode(False) if leave else nullcontext():
+            if leave or self.above_layer:
+                torch._C._set_grad_enabled(self.above_layer)
+            return function(*args, **(kwargs or {}))
+
+
+def _without_compilation() -> AbstractContextManager:
+    """Run what torch.compile has compiled as it was before: its code does not call hooks."""
+    compiler = sys.modules.get("torch._dynamo")  # not imported: nothing has been compiled
+    set_stance = getattr(compiler, "set_stance", None)  # since PyTorch 2.6
+    return set_stance("force_eager") if set_stance else nullcontext()
+
+
+def _find_layer(model: nn.Module, layer: Any) -> nn.Module:
+    """The module of the model that is meant: itself, its name, or a list of one of these."""
+    if isinstance(layer, list | tuple) and len(layer) == 1:
+        layer = layer[0]
+    modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
+    if isinstance(layer, nn.Module) and any(layer is module for module in modules.values()):
+        return layer
+    known = ", ".join(name for name in modules if name.count(".") < 2)
+    if not isinstance(layer, str):
+        raise ValueError(f"give one layer of this model: its name or the module; there are {known}")
+    for name in (layer, re.sub(r"^(module\.|_orig_mod\.)+", "", layer)):  # of wrappers
+        if name in modules:
+            return modules[name]
+    raise ValueError(f"no layer {layer!r} in this model: choose one of {known}")
+
+
+def _gradient(score: Tensor, kept: Tensor) -> Tensor:
+    """The gradient of a score for the output of the layer that was kept."""
+    try:
+        return torch.autograd.grad(score, kept, retain_graph=True)[0]
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            "no gradient leads from the logits to the layer: switch off what detaches or "
+            f"checkpoints it in the model, or choose another layer ({reason})"
+        ) from error
+
+
+def _may_have_channels_last(output: Tensor, images: Tensor, model: nn.Module) -> bool:
+    """Whether axes 1 and 2 of the output have the images' proportions, and 2 and 3 do not."""
+    height, width = images.shape[2:]
+
+    def fits(rows: int, columns: int) -> bool:  # sizes are rounded
+        return abs(rows * width - columns * height) < max(height, width)
+
+    if not fits(*output.shape[1:3]):
+        return False
+    # If as many channels as rows leave it open: who puts channels last norms them with LayerNorm.
+    return not fits(*output.shape[2:]) or any(isinstance(m, nn.LayerNorm) for m in model.modules())
 
 
 @contextmanager
@@ -156,18 +298,21 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _check_images(images: Tensor) -> None:
+def _check_images(images: Tensor, scale_checked: bool) -> None:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         found = getattr(images, "dtype", type(images).__name__)
         raise ValueError(f"images must be a tensor of floats in [0, 1], got {found}")
     if images.ndim != 4 or len(images) == 0:
         shape = tuple(images.shape)
         raise ValueError(f"images must have the shape (N, 3, H, W) with N at least 1, got {shape}")
+    if not scale_checked:
+        return
     low, high = images.aminmax()
     if not (low >= -0.01 and high <= 1.01):  # tolerates rounding after resizing, but not NaN
         limits = f"{low:.3g} to {high:.3g}"
         raise ValueError(
-            f"images must lie in [0, 1], got {limits}: neither 0 to 255 nor normalised"
+            f"images must lie in [0, 1], got {limits}: neither 0 to 255 nor normalised "
+            "(scale_checked=False for a network that wants that)"
         )
 
 

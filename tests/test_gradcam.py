@@ -1,5 +1,8 @@
 import contextlib
 import gc
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+from torchvision.models import SwinTransformer, VisionTransformer
 
 from helpers.gradcam import GradCAM, as_heatmaps
 from helpers.model import resnet18
+from helpers.support.device import unwrapped
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 STAGES = ["layer1", "layer2", "layer3", "layer4"]
@@ -239,19 +246,285 @@ def test_half_precision_network_has_nearly_the_same_maps(model):
     assert_close(maps, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
 
 
-def test_compiled_model_has_the_maps_of_the_model(model):
-    compiled = torch.compile(model.eval(), backend="eager")
-    compiled(IMAGES)
-    expected = GradCAM(model, "layer3")(IMAGES, 3)
-    assert torch.equal(GradCAM(compiled, "layer3")(IMAGES, 3), expected)
+def compiled_in_place(model):
+    model.compile(backend="eager")
+    return model
 
 
-def test_wrapped_model_takes_the_wrappers_names_and_says_which(model):
-    wrapped = nn.DataParallel(model)
-    expected = GradCAM(model, "layer3")(IMAGES, 3)
-    assert torch.equal(GradCAM(wrapped, "module.layer3")(IMAGES, 3), expected)
-    with pytest.raises(ValueError, match=r"module\.layer4"):
-        GradCAM(wrapped)
+def compiled_in_parts(model):
+    model.layer3.compile(backend="eager")
+    model.layer4 = torch.compile(model.layer4, backend="eager")
+    return model
+
+
+WRAPPERS = {
+    "compile": partial(torch.compile, backend="eager"),
+    "compile in place": compiled_in_place,
+    "compile a part": compiled_in_parts,
+    "DataParallel": nn.DataParallel,
+    "AveragedModel": AveragedModel,
+    "two of them": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_wrapped_model_has_the_maps_of_the_model(model, wrap):
+    expected = GradCAM(model.eval(), "layer3").evidence(IMAGES, 3)
+    wrapped = wrap(model).eval()
+    logits = wrapped(IMAGES)
+    module = unwrapped(wrapped).layer3  # AveragedModel holds a copy of the model
+    for layer in ("layer3", "module.layer3", "module._orig_mod.layer3", module):
+        assert torch.equal(GradCAM(wrapped, layer).evidence(IMAGES, 3), expected)
+    assert torch.equal(wrapped(IMAGES), logits)
+
+
+def test_model_among_several_processes_has_the_maps_of_the_model(model):
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        assert torch.equal(GradCAM(wrapped)(IMAGES, 3), GradCAM(model)(IMAGES, 3))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_attribute_called_module_is_no_wrapper(model):
+    class Negative(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = model
+
+        def forward(self, images):
+            return -self.module(images)
+
+    maps = GradCAM(Negative(), "module.layer3").evidence(IMAGES, 3)
+    assert torch.equal(maps, -GradCAM(model, "layer3").evidence(IMAGES, 3))
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing is an old way, but people have such files
+def test_model_whose_layers_cannot_be_reached_is_refused_by_name(model):
+    traced = torch.jit.trace(model.eval(), IMAGES)
+    for wrong, name in ((traced, "TopLevelTracedModule"), (model.forward, "method")):
+        with pytest.raises(ValueError, match=f"the layers of a {name} cannot be reached: give"):
+            GradCAM(wrong)
+
+
+def test_layer_may_be_a_module_or_a_list_of_one(model):
+    expected = GradCAM(model, "layer3").evidence(IMAGES, 3)
+    for layer in (model.layer3, [model.layer3], ["layer3"], (model.layer3,)):
+        assert torch.equal(GradCAM(model, layer).evidence(IMAGES, 3), expected)
+    model.same = model.layer3
+    assert torch.equal(GradCAM(model, "same").evidence(IMAGES, 3), expected)
+
+
+def test_anything_but_one_layer_of_the_model_is_refused(model):
+    for wrong in ([model.layer3, model.layer4], [], None, 4, nn.ReLU(), model):
+        with pytest.raises(ValueError, match="give one layer .* its name or the module; .*stem"):
+            GradCAM(model, wrong)
+
+
+class OpensModes(nn.Module):
+    """The network, with its stages and the pooling in gradient modes of its own, and a bypass."""
+
+    def __init__(self, net, mode):
+        super().__init__()
+        self.net, self.mode = net, mode
+
+    def forward(self, images):
+        net = self.net
+        with self.mode():
+            below = net.layer1(net.stem(net.normalise(images)))
+            middle = net.layer3(net.layer2(below))
+        x = net.layer4(middle)
+        with self.mode():
+            bypass = below.mean((2, 3)).repeat(1, 8) + middle.amax((2, 3)).repeat(1, 2)
+            pooled = x.mean((2, 3)) * bypass
+        return net.fc(pooled)
+
+
+NO_GRAD = partial(torch.set_grad_enabled, False)
+OWN_MODES = [torch.no_grad, NO_GRAD, torch.enable_grad, torch.inference_mode]
+
+
+@pytest.mark.parametrize("mode", OWN_MODES)
+@pytest.mark.parametrize("layer", ["stem", "layer2.0", "layer3", "layer4"])
+def test_gradient_mode_that_the_model_opens_itself_changes_no_map(model, layer, mode):
+    plain = OpensModes(model, contextlib.nullcontext)
+    expected = captums(plain, f"net.{layer}", IMAGES, 3)
+    maps = GradCAM(OpensModes(model, mode), f"net.{layer}").evidence(IMAGES, 3)
+    assert_close(maps, expected, rtol=1e-3, atol=1e-6)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_model_may_take_gradients_itself_below_the_layer():
+    class Edges(nn.Module):
+        def forward(self, images):
+            with torch.enable_grad():
+                images = images.detach().requires_grad_()
+                return torch.autograd.grad((images**3).sum(), images)[0]
+
+    upper = tiny_net(1.0, -2.0)
+    expected = GradCAM(upper, "0", scale_checked=False).evidence(3 * IMAGES**2, 1)
+    assert_close(GradCAM(nn.Sequential(Edges(), upper), "1.0").evidence(IMAGES, 1), expected)
+
+
+class Checkpoints(nn.Module):
+    def __init__(self, net, reentrant):
+        super().__init__()
+        self.net, self.reentrant = net, reentrant
+
+    def forward(self, images):
+        x = self.net.layer1(self.net.stem(self.net.normalise(images)))
+        upper = nn.Sequential(self.net.layer2, self.net.layer3, self.net.layer4)
+        x = checkpoint(upper, x, use_reentrant=self.reentrant)
+        return self.net.fc(x.mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("layer", ["layer1", "layer2", "layer4"])
+def test_checkpointed_model_has_its_maps_or_one_line_that_says_why_not(model, layer, frozen):
+    model.requires_grad_(not frozen)
+    expected = GradCAM(model, layer).evidence(IMAGES, 3)
+    cam = GradCAM(Checkpoints(model, False), f"net.{layer}")
+    assert torch.equal(cam.evidence(IMAGES, 3), expected)
+    with pytest.raises(
+        ValueError, match="no gradient leads .*: switch off .*checkpoints"
+    ) as caught:
+        GradCAM(Checkpoints(model, True), f"net.{layer}").evidence(IMAGES, 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_detached_layer_is_refused_in_one_line():
+    class Detached(nn.Module):
+        def forward(self, x):
+            return x.detach()
+
+    for frozen in (True, False):
+        net = nn.Sequential(nn.Identity(), Detached(), nn.Flatten(), nn.Linear(3072, 2))
+        with pytest.raises(ValueError, match="no gradient leads .*: switch off what detaches"):
+            GradCAM(net.requires_grad_(not frozen), "0")(IMAGES)
+
+
+class Returns(nn.Module):
+    def __init__(self, net, pack):
+        super().__init__()
+        self.net, self.pack = net, pack
+
+    def forward(self, images):
+        return self.pack(self.net(images))
+
+
+PACKED = {
+    "tuple": (lambda logits: (logits, 0), lambda out: out[0]),
+    "dict": (lambda logits: {"logits": logits}, lambda out: out["logits"]),
+    "object": (lambda logits: SimpleNamespace(logits=logits), lambda out: out.logits),
+}
+
+
+@pytest.mark.parametrize(("pack", "take"), PACKED.values(), ids=PACKED)
+def test_logits_are_taken_out_of_what_the_model_returns(model, pack, take):
+    packed = Returns(model, pack)
+    maps = GradCAM(packed, "net.layer3", output=take).evidence(IMAGES, 3)
+    assert torch.equal(maps, GradCAM(model, "layer3").evidence(IMAGES, 3))
+    with pytest.raises(ValueError, match=r"must return logits .*got \w+: .* output=, a function"):
+        GradCAM(packed, "net.layer3").evidence(IMAGES, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_maps_under_autocast_are_float32_and_sum_to_its_logits(model, dtype):
+    with torch.autocast("cpu", dtype=dtype):
+        maps, logits = GradCAM(model).evidence(IMAGES, 3, return_logits=True)
+        assert model.eval()(IMAGES).dtype == dtype
+    assert maps.dtype == logits.dtype == torch.float32
+    tolerance = 4 * torch.finfo(dtype).eps * float(logits.abs().max())
+    expected = (logits - model.fc.bias)[:, 3].detach()
+    assert_close(maps.sum((1, 2)), expected, rtol=0, atol=tolerance)
+    exact = GradCAM(model).evidence(IMAGES, 3)
+    assert_close(maps, exact, rtol=0, atol=4 * torch.finfo(dtype).eps * float(exact.abs().max()))
+
+
+def test_logits_come_with_the_maps(model):
+    maps, logits = GradCAM(model).evidence(IMAGES, [[1, 2]] * 3, return_logits=True)
+    assert torch.equal(maps, GradCAM(model).evidence(IMAGES, [[1, 2]] * 3))
+    assert_close(logits, model.eval()(IMAGES).detach())
+    assert not logits.requires_grad
+
+
+@pytest.fixture
+def swin():
+    torch.manual_seed(0)
+    return SwinTransformer([4, 4], 16, [1, 1], [2, 4], [4, 4], num_classes=10).eval()
+
+
+def test_layer_with_channels_last_is_explained_with_reshape_and_refused_without(swin):
+    images = IMAGES[:, :, :24]  # not square
+    kept = []
+    handle = swin.features[3].register_forward_hook(lambda module, inputs, out: kept.append(out))
+    scores = swin(images)[:, 2]
+    handle.remove()
+    (gradients,) = torch.autograd.grad(scores.sum(), kept[0])
+    expected = torch.einsum("nhwc,nc->nhw", kept[0], gradients.mean((1, 2))).detach()
+    cam = GradCAM(swin, "features.3", reshape=lambda out: out.permute(0, 3, 1, 2))
+    assert_close(cam.evidence(images, 2), expected)
+    assert cam(images).shape == (3, 24, 32)
+    for size in (IMAGES, images, IMAGES[..., :24]):
+        with pytest.raises(ValueError, match=r"channels last: say so with reshape=lambda.*0, 3, 1"):
+            GradCAM(swin, "features.3").evidence(size)
+
+
+def test_as_many_channels_as_rows_are_questioned_only_where_layernorms_are(swin):
+    with pytest.raises(ValueError, match=r"\(3, 16, 16, 16\) may have its channels last"):
+        GradCAM(swin, "features.0").evidence(F.interpolate(IMAGES, (64, 64)))
+    net = nn.Sequential(nn.Conv2d(3, 32, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert GradCAM(net, "0").evidence(IMAGES).shape == (3, 32, 32)
+
+
+def test_tokens_are_explained_with_reshape_and_refused_without():
+    torch.manual_seed(0)
+    vit = VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=10).eval()
+    nn.init.normal_(vit.heads.head.weight)
+    layer, kept = "encoder.layers.encoder_layer_1.ln_1", []
+    handle = vit.get_submodule(layer).register_forward_hook(lambda *args: kept.append(args[2]))
+    score = vit(IMAGES)[:, 2].sum()
+    handle.remove()
+    (gradients,) = torch.autograd.grad(score, kept[0])
+    patches, weights = kept[0].detach()[:, 1:], gradients[:, 1:].mean(1)
+    cam = GradCAM(vit, layer, reshape=lambda out: out[:, 1:].mT.unflatten(2, (4, 4)))
+    for i, row in enumerate(cam.evidence(IMAGES, 2).unbind(1)):
+        by_hand = torch.einsum("npc,nc->np", patches[:, 4 * i : 4 * i + 4], weights)
+        assert_close(row, by_hand, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r"got \(3, 17, 32\): choose another, .* reshape="):
+        GradCAM(vit, layer).evidence(IMAGES)
+
+
+def test_images_of_another_range_are_taken_where_the_network_wants_them(model):
+    class Shifted(nn.Sequential):
+        def forward(self, images):
+            return self[0](images / 255)
+
+    cam = GradCAM(Shifted(model), "0.layer3", scale_checked=False)
+    expected = GradCAM(model, "layer3").evidence(IMAGES, 3)
+    assert_close(cam.evidence(IMAGES * 255, 3), expected, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="scale_checked=False"):
+        GradCAM(Shifted(model), "0.layer3").evidence(IMAGES * 255, 3)
+
+
+def test_threads_neither_disturb_each_other_nor_somebody_elses_forward_pass(model):
+    logits = model.eval()(IMAGES).detach()
+    expected = {layer: GradCAM(model, layer).evidence(IMAGES, 3) for layer in STAGES}
+
+    def explain(layer):
+        return torch.equal(GradCAM(model, layer).evidence(IMAGES, 3), expected[layer])
+
+    def predict(_):
+        with torch.no_grad():
+            return torch.equal(model(IMAGES), logits)
+
+    with ThreadPoolExecutor(6) as pool:
+        explained = pool.map(explain, STAGES * 5)
+        predicted = pool.map(predict, range(40))
+        assert all(explained) and all(predicted)
 
 
 def test_layer_may_hand_on_the_images_themselves():

@@ -5,6 +5,7 @@ import os
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from helpers.support.distributed import rank_and_world_size
 
@@ -20,6 +21,13 @@ def loader_workers(device: torch.device) -> int:
         return 0
     _, world_size = rank_and_world_size()
     return min(8, max(1, (os.cpu_count() or 1) // world_size))
+
+
+def unwrapped(model):
+    """The network inside torch.compile, DataParallel, DistributedDataParallel or AveragedModel."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+    inner = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", model)
+    return model if inner is model else unwrapped(inner)
 
 
 def to_device_of(model, images: torch.Tensor) -> torch.Tensor:
