@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from PIL import Image
 
 from helpers.support.files import project_root, write_atomically
@@ -116,17 +117,19 @@ def lines(
     """
     figure, ax = _single_panel(6.5 if len(series) <= 4 else 9, 3.8)
     references = references or {}
+    drawn: list[Any] = []
     for (label, values), colour in zip(series.items(), COLOURS):
         marker = "o" if len(x) <= 60 else None
-        ax.plot(x, values, label=label, color=colour, marker=marker, markersize=4)
+        drawn += ax.plot(x, values, label=label, color=colour, marker=marker, markersize=4)
     for (label, value), style in zip(references.items(), LINE_STYLES):
-        ax.axhline(value, label=label, color="0.35", linestyle=style)
+        drawn.append(ax.axhline(value, label=label, color="0.35", linestyle=style))
+    labels = [*series, *references]  # named, because matplotlib would leave out one like "_cat"
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=ylim)
     ax.grid(alpha=0.3)
     if len(series) > 4:
-        figure.legend(loc="outside right upper")
+        figure.legend(drawn, labels, loc="outside right upper")
     elif list(series) != [ylabel] or references:
-        ax.legend()
+        ax.legend(drawn, labels)
     return figure
 
 
@@ -167,12 +170,13 @@ def confusion_heatmap(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
         vmax=max(1, matrix[~is_right].max()),
         square=True,
         cbar_kws={"label": "images"},
-        xticklabels=classes,
-        yticklabels=classes,
+        xticklabels=False,  # seaborn would take a class called `$a_b$` for a formula
+        yticklabels=False,
     )
+    places = np.arange(len(classes)) + 0.5
+    ax.set_xticks(places, classes, rotation=45)
+    ax.set_yticks(places, classes, va="center")
     ax.set(xlabel="predicted class", ylabel="actual class")
-    ax.tick_params(axis="x", rotation=45)
-    ax.tick_params(axis="y", rotation=0)
     return figure
 
 
@@ -358,7 +362,7 @@ def explanation_card(
             cell by cell, on a scale that fits all three raw maps.
         photo: what the image was cropped and shrunk from.
     """
-    figure = Figure(figsize=(WIDEST, 0.5 + 2.6 * (1 + len(maps))))
+    figure = PlainFigure(figsize=(WIDEST, 0.5 + 2.6 * (1 + len(maps))))
     starts = (0.5, 3.0, 5.5)  # of the columns, in inches
     first = 0 if photo is None else 1
     if photo is not None:
@@ -430,9 +434,19 @@ def cells(image: Array, values: Array, title: str) -> Figure:
 # What the figures above are made of
 
 
+class PlainFigure(Figure):
+    """A figure that shows each text as it stands: of a class called `$a_b$` it makes no formula."""
+
+    def draw(self, renderer: Any) -> None:
+        """Draw it, as matplotlib asks for."""
+        for text in self.findobj(Text):
+            text.set_parse_math(False)
+        super().draw(renderer)
+
+
 def _figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return PlainFigure(figsize=(width, height), layout="constrained")
 
 
 def _single_panel(width: float, height: float) -> tuple[Figure, Axes]:

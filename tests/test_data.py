@@ -236,8 +236,26 @@ def test_names_that_are_no_text_are_read_as_files_and_named_as_classes(folder):
         load_dataset(folder)
     for part in ("train", "test"):
         shutil.copytree(folder / "test" / "cat", os.fsdecode(bytes(folder / part) + b"/\xe9"))
-    with pytest.raises(ValueError, match=r"class \\udce9 is not UTF-8: rename"):
+    with pytest.raises(ValueError, match=r"class \\udce9 is not plain text.*: rename"):
         load_dataset(folder)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\nb", "a\x9b1mb", "a\u202eb", "$a$ b", "\x7f"])
+def test_classes_whose_names_a_terminal_or_a_figure_would_obey_are_refused(folder, name):
+    for part in ("train", "test"):
+        shutil.copytree(folder / part / "cat", folder / part / name)
+    with pytest.raises(ValueError, match="the name of class .* is not plain text") as caught:
+        load_dataset(folder)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "name", ["<b>R&B", "a  b ", "5$", "猫\u00a0🐈", "کتاب\u200cها", "_cat", "%s"]
+)
+def test_other_names_of_classes_are_taken_as_they_are(folder, name):
+    for part in ("train", "test"):
+        shutil.copytree(folder / part / "cat", folder / part / name)
+    assert name in load_dataset(folder).classes
 
 
 @pytest.mark.parametrize("file", ["9.heic", "9.AVIF", "9.tif"])

@@ -5,7 +5,7 @@ import shutil
 
 import nbformat
 import pytest
-from tools import figures
+from tools import elements, figures
 
 from helpers.interactive import pages as pages_module
 
@@ -143,3 +143,31 @@ def test_the_index_is_the_readme_without_badges_and_brings_what_it_links_to(tmp_
     assert not (folder / "images" / "unused.png").exists()
     assert 'href="GUIDE.md"' in page
     assert (folder / "GUIDE.md").read_text() == "how to"
+
+
+@pytest.mark.parametrize(
+    "latex, shown",
+    [
+        (r"\text{<script>alert(1)</script>}", "<script>alert(1)</script>"),
+        (r"\text{R&B &lt;b>}", "R&B &lt;b>"),
+        ("a < b", "a<b"),
+        (r"p \ne q", "p≠q"),
+        (r"\frac", r"$\frac$"),
+        (r"\left( <b>", r"$\left( <b>$"),
+    ],
+)
+def test_formulas_never_become_markup_and_prices_stand_as_they_are(latex, shown):
+    made = elements(f"<p>{pages_module.as_mathml(latex, 'inline')}")
+    assert "".join(element.text for element in made).replace("\xa0", " ") == shown
+    assert {element.tag for element in made} <= {"p", "math", "mrow", "mi", "mo", "mtext"}
+
+
+@pytest.mark.parametrize("cells", [[], ["", "# <b>Mine</b> & yours"], ["costs $5_ and $6, or {"]])
+def test_a_notebook_of_the_reader_is_written_whatever_it_holds(tmp_path, monkeypatch, cells):
+    monkeypatch.setattr(pages_module, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("# Title\n| [A & <b>](notebooks/mine.ipynb) |")
+    (tmp_path / "notebooks").mkdir()
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(c) for c in cells])
+    nbformat.write(notebook, tmp_path / "notebooks" / "mine.ipynb")
+    pages_module.write_page(tmp_path / "notebooks" / "mine.ipynb", tmp_path)
+    assert ">A &amp; &lt;b&gt;</a>" in read_page(tmp_path, "mine")

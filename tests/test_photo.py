@@ -1,3 +1,5 @@
+import html
+
 import numpy as np
 import pytest
 import torch
@@ -60,13 +62,46 @@ def test_without_a_front_end_upload_says_how_to_get_one(monkeypatch, capsys):
     assert "upload" in capsys.readouterr().out
 
 
-def test_upload_explains_a_photo_and_survives_a_bad_one(monkeypatch):
+def upload_files(monkeypatch, classes):
+    """Uploads one set of files after the other, and gives what is shown of each."""
     monkeypatch.setattr(photo, "has_front_end", lambda: True)
-    button, note, picture = photo.upload(resnet18(width=16).eval(), CLASSES).children
-    contents = (as_bytes(Image.fromarray(QUARTERS)), b"<no image>")
-    good, bad = ({"name": "x", "type": "", "size": 1, "content": each} for each in contents)
-    for files, is_image in (((good,), True), ((bad,), False), ({"x": good}, True)):
+    button, note, picture = photo.upload(resnet18(width=16).eval(), classes).children
+
+    def upload(files):
         button.notify_change({"name": "value", "type": "change", "old": None, "new": files})
+        return note, picture
+
+    return upload
+
+
+def uploaded(content):
+    return {"name": "x", "type": "", "size": 1, "content": memoryview(content)}
+
+
+GOOD = uploaded(as_bytes(Image.fromarray(QUARTERS)))
+
+
+def test_upload_explains_a_photo_and_survives_a_bad_one(monkeypatch):
+    upload = upload_files(monkeypatch, CLASSES)
+    bad = uploaded(b"<no image>")
+    for files, is_image in (((GOOD,), True), ((bad,), False), ({"x": GOOD}, True)):
+        note, picture = upload(files)
         assert bool(picture.value) is is_image
         assert ("sure" in note.value) is is_image
         assert ("not an image" in note.value) is not is_image
+
+
+@pytest.mark.parametrize("nothing", [(), {}])
+def test_clearing_the_upload_clears_what_is_shown(monkeypatch, nothing):
+    upload = upload_files(monkeypatch, CLASSES)
+    note, picture = upload((GOOD,))
+    assert note.value and picture.value
+    upload(nothing)
+    assert (note.value, picture.value) == ("", b"")
+
+
+def test_names_of_classes_are_no_markup_in_what_is_said_of_an_upload(monkeypatch):
+    classes = [f"<img src={number} onerror=alert(1)>&amp;" for number in range(10)]
+    note, _ = upload_files(monkeypatch, classes)((GOOD,))
+    assert "<" not in note.value
+    assert ", ".join(classes) in html.unescape(note.value)

@@ -82,6 +82,23 @@ def test_type_can_be_read_from_the_back_row(draw):
     assert smallest_type(figure) >= 12
 
 
+def test_texts_are_drawn_as_they_stand_and_never_as_formulas(tmp_path):
+    names = [r"$\frac$", "$a_b$", r"\$5"]
+    figure = plots.confusion_heatmap(MATRIX, names)
+    figure.savefig(tmp_path / "plain.png", dpi=60)
+    escaped = [name.replace("$", r"\$") for name in names[:2]]  # as matplotlib asks for
+    with_formulas = Figure(figsize=(3, 1))
+    for row, (name, same) in enumerate(zip(names, escaped)):
+        with_formulas.clear()
+        with_formulas.text(0, 0.5, same)
+        with_formulas.savefig(tmp_path / "escaped.png", dpi=60)
+        plain = plots.PlainFigure(figsize=(3, 1))
+        plain.text(0, 0.5, name)
+        plain.savefig(tmp_path / f"{row}.png", dpi=60)
+        drawn = imread(tmp_path / f"{row}.png")
+        assert drawn.min() < 1 and np.array_equal(drawn, imread(tmp_path / "escaped.png"))
+
+
 def test_small_type_and_wide_figures_are_found():
     figure = Figure(figsize=(plots.WIDEST, 2))
     text = figure.text(0, 0, "small", fontsize=plots.SMALLEST_TYPE)
@@ -147,6 +164,11 @@ def test_lines_draws_every_curve_and_reference():
     )
     assert set(curves["best"].get_ydata()) == {0.5}
     assert len({to_rgba(line.get_color()) for line in ax.lines}) == 4
+
+
+def test_a_legend_leaves_out_no_name():
+    figure = plots.lines([1, 2], {"_cat": [0, 1], "": [1, 2]}, "x", "y", {"_mean": 0.5})
+    assert label_texts(figure.axes[0].get_legend()) == ["_cat", "", "_mean"]
 
 
 def test_no_series_is_dropped_in_silence():

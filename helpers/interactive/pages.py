@@ -5,17 +5,19 @@ not. The pages need no script and no network: formulas in LaTeX become MathML.
 """
 
 import argparse
+import html
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import tostring
 
 import nbformat
 from jinja2 import pass_context
 from jinja2.runtime import Context
 from joblib import Parallel, delayed
-from latex2mathml.converter import convert
+from latex2mathml.converter import convert_to_element
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -35,11 +37,11 @@ class PageRenderer(IPythonRenderer):
 
     def inline_math(self, body: str) -> str:
         """A formula in a line."""
-        return convert(body)
+        return as_mathml(body, "inline")
 
     def block_math(self, body: str) -> str:
         """A formula on a line of its own."""
-        return convert(body, display="block")
+        return as_mathml(body, "block")
 
     def heading(self, text: str, level: int, **attrs: Any) -> str:
         """A heading, with the anchor that GitHub gives it."""
@@ -58,6 +60,15 @@ class PageExporter(HTMLExporter):
     def markdown2html(self, context: Context, source: str) -> str:
         """Text of a cell as HTML."""
         return MarkdownWithMath(renderer=PageRenderer(escape=False)).render(source)
+
+
+def as_mathml(latex: str, display: str) -> str:
+    """A formula as MathML; what is none, such as a price in dollars, as it stands."""
+    try:
+        formula = convert_to_element(latex, display=display)
+    except Exception:  # latex2mathml raises errors of many kinds
+        return html.escape(f"${latex}$")
+    return tostring(formula, encoding="unicode").replace("&amp;#", "&#")  # its symbols
 
 
 def page_address(link: str) -> str:
@@ -154,8 +165,9 @@ def _write(notebook: NotebookNode, name: str, folder: Path) -> None:
 
 
 def _heading(notebook: NotebookNode) -> str:
-    """The first line of the first cell."""
-    return notebook.cells[0].source.splitlines()[0].lstrip("# ")
+    """The first line of the notebook."""
+    text = "\n".join(cell.source for cell in notebook.cells)
+    return text.strip().partition("\n")[0].lstrip("# ")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -90,14 +90,17 @@ def upload(model: PreActResNet, classes: Sequence[str]) -> widgets.VBox | None:
     shown = widgets.Image(format="png")
 
     def show(change: dict[str, Any]) -> None:
+        shown.value = b""
+        note.value = ""
+        if not change["new"]:  # the upload was cleared
+            return
         try:
             figure, verdict = explain_photo(model, _content(change["new"]), classes)
         except ValueError as error:
-            shown.value = b""
             note.value = f"<b>{html.escape(str(error))}</b>"
         else:
             shown.value = as_png(figure)
-            note.value = verdict
+            note.value = html.escape(verdict)
 
     button.observe(show, "value")
     return widgets.VBox([button, note, shown])

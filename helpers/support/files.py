@@ -20,6 +20,7 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 FOLDER_LOCK = ".walkthrough-lock"  # lies in a temporary folder, locked while its process lives
+CONTROLS = r"\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"  # characters that a terminal obeys
 NO_LOCKS_HERE = (errno.ENOTSUP, errno.ENOLCK)  # what a disk without locks answers
 
 
@@ -47,7 +48,7 @@ def one_line(text: object, encoding: str = "utf-8") -> str:
         characters.
     """
     line = (str(text) or repr(text)).encode(encoding, "backslashreplace").decode(encoding)
-    line = re.sub(r"[\s\0-\x1f\x7f]+", " ", line).strip()  # a terminal obeys control characters
+    line = re.sub(rf"[\s{CONTROLS}]+", " ", line).strip()
     return line if len(line) <= 300 else f"{line[:150]} ... {line[-145:]}"
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import warnings
 import zipfile
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from helpers.support.files import one_line, remove_stale_temporaries, temporary_sibling
+from helpers.support.files import CONTROLS, one_line, remove_stale_temporaries, temporary_sibling
 from helpers.support.image_files import crop_and_shrink, read_image
 
 # Files that count as images. The last three kinds are not read, but named in an error: an image
@@ -61,7 +62,7 @@ def read_image_folder(folder: Path) -> FolderContent:
     fingerprint = _fingerprint(samples)
     images = _read_cache(cache, fingerprint)
     if images is None:
-        progress = tqdm(samples, desc=f"decoding {folder.name}")
+        progress = tqdm(samples, desc=f"decoding {one_line(folder.name)}")
         images = np.stack([crop_and_shrink(read_image(path)) for path, _ in progress])
         _write_cache(cache, images=images, key=fingerprint)
     labels = np.array([label for _, label in samples])
@@ -76,20 +77,22 @@ def folder_id(folder: Path) -> str:
 
 
 def _check_classes(folder: Path, classes: tuple, test_classes: tuple) -> None:
+    place = one_line(folder)
     if classes != test_classes:
         unpaired = sorted(set(classes) ^ set(test_classes))
         raise ValueError(
-            f"{folder}: class {unpaired[0]!r} is in only one of train/ and test/: "
+            f"{place}: class {unpaired[0]!r} is in only one of train/ and test/: "
             "give every class both"
         )
     if len(classes) < 2:
         raise ValueError(
-            f"{folder}: found the classes {list(classes)}: a classifier needs two or more"
+            f"{place}: found the classes {list(classes)}: a classifier needs two or more"
         )
     for name in classes:
-        if name != name.encode("utf-8", "replace").decode():
+        if re.search(rf"[{CONTROLS}\ud800-\udfff]|\$.*\$", name):
             raise ValueError(
-                f"{folder}: the name of class {one_line(name)} is not UTF-8: rename its folders"
+                f"{place}: the name of class {one_line(name)} is not plain text (UTF-8 without "
+                "control characters, one $ at most): rename its folders"
             )
 
 
