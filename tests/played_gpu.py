@@ -1,7 +1,7 @@
-"""A GPU played by the CPU: `with played_gpu(): model.to("cuda")...`.
+"""A GPU played by the CPU: `with played_gpu("cuda"): model.to("cuda")...`.
 
-Tensors that are there may not be mixed with those that are here, nor read as arrays. Only who is
-where is played; what is computed is the CPU's.
+Tensors that are there may not be mixed with those that are here, nor read as arrays. Apple's GPU,
+"mps", takes no float64. Only who is where is played; what is computed is the CPU's.
 """
 
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map
 
-GPU = torch.device("cuda", 0)
+PLAYED = {"device": torch.device("cuda", 0)}
 READS = {"numpy", "__array__"}
 TAKES_INDICES = {"__getitem__", "__setitem__"}  # a GPU takes those of the CPU
 
@@ -21,6 +21,8 @@ def is_there(tensor) -> bool:
 
 
 def put(tensor, there=True):
+    if there and PLAYED["device"].type == "mps" and tensor.dtype == torch.float64:
+        raise TypeError("the MPS framework doesn't support float64")
     tensor._there = there
     return tensor
 
@@ -28,7 +30,7 @@ def put(tensor, there=True):
 def asks_for(place) -> bool | None:
     """Whether a device, by object, name or a tensor on it, is the GPU; None: it names no device."""
     if isinstance(place, (str, torch.device)):
-        return torch.device(place).type == "cuda"
+        return torch.device(place).type == PLAYED["device"].type
     return is_there(place) if isinstance(place, torch.Tensor) else None
 
 
@@ -54,13 +56,13 @@ class PlayedGPU(TorchFunctionMode):
             return put(func(*args), is_there(args[0]))
         tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if func == torch.Tensor.device.__get__:
-            return GPU if is_there(args[0]) else func(*args)
+            return PLAYED["device"] if is_there(args[0]) else func(*args)
         if name == "to" and isinstance(args[0], torch.Tensor):
             return self.move(func, args, kwargs)
         if name == "cpu":
             return args[0].clone() if is_there(args[0]) else args[0]
         if name in READS and any(map(is_there, tensors)):
-            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+            raise TypeError("can't convert a GPU's tensor to numpy")
         wanted = asks_for(kwargs.get("device"))
         if wanted is not None:  # of a factory
             out = func(*args, **kwargs | {"device": "cpu"})
@@ -103,7 +105,8 @@ MOVE, COPY = nn.Module.to, nn.Parameter.__deepcopy__
 
 
 @contextmanager
-def played_gpu():
+def played_gpu(kind="cuda"):
+    PLAYED["device"] = torch.device(kind, 0)
     nn.Module.to, nn.Parameter.__deepcopy__ = (
         move_module,
         lambda self, memo: put(COPY(self, memo), is_there(self)),

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import re
 import tokenize
 from dataclasses import dataclass, fields, replace
@@ -143,7 +144,7 @@ def test_help_of_each_setting_is_the_comment_in_the_source(capsys, monkeypatch, 
         assert words <= {option, f"no-{option}", field.name}, f"more than the comment: {signature}"
 
 
-def test_parser_has_the_options_that_all_commands_share():
+def test_parser_has_the_options_that_all_commands_share(monkeypatch):
     parser = make_parser("some.command", width=7, output=Path("there"), validation_size=5)
     assert parser.prog == "python -m helpers.some.command"
     assert vars(parser.parse_args([])) == {
@@ -152,16 +153,20 @@ def test_parser_has_the_options_that_all_commands_share():
         "validation_size": 5,
         "width": 7,
         "output": Path("there"),
+        "device": None,
     }
+    monkeypatch.setenv("WALKTHROUGH_DEVICE", "")
     given = "--data shapes10 --train-size 1 --validation-size 2 --width 3 --output out".split()
-    args = parser.parse_args(given)
+    args = parser.parse_args([*given, "--device", "cpu"])
     assert vars(args) == {
         "data": "shapes10",
         "train_size": 1,
         "validation_size": 2,
         "width": 3,
         "output": Path("out"),
+        "device": "cpu",
     }
+    assert os.environ["WALKTHROUGH_DEVICE"] == "cpu"
 
 
 # ---- Errors of one line
@@ -215,6 +220,7 @@ REFUSED = {  # options -> what the line says
     "--batch-size 0": "batch_size must be a whole number in .*, got 0",
     "--peak-lr nan": "peak_lr must be a number in .*, got nan",
     "--ema 2": "ema must be a number in .*, got 2",
+    "--device nowhere": "WALKTHROUGH_DEVICE is 'nowhere', which does not compute here",
     "--width 8": "width must be at least 16",
     "--data nowhere": "unknown data set 'nowhere'",
     "--data no/where": "no folder no/where",
@@ -237,6 +243,7 @@ def test_command_says_what_it_refuses_in_one_line_with_status_2(
     tmp_path, capsys, monkeypatch, options, message
 ):
     monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv("WALKTHROUGH_DEVICE", "")
     start = [*TINY, *"--train-size 40 --batch-size 4 --output".split(), str(tmp_path / "out")]
     with pytest.raises(SystemExit) as ended:
         main([*start, *options.split()])

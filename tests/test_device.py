@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from played_gpu import played_gpu
 from tools import CPU, assert_same_weights, shapes_dataset, small_net
 
+from helpers.support import device as device_module
 from helpers.support.device import (
     compile_or_explain,
     default_device,
@@ -16,16 +18,104 @@ EXAMPLE = torch.zeros(2, 3, 32, 32)
 SMALL = TrainConfig(epochs=1, batch_size=5, image_sizes=(16,))
 
 
-@pytest.mark.parametrize(("is_there", "expected"), [(True, "cuda"), (False, "cpu")])
-def test_default_device_is_the_gpu_where_there_is_one(monkeypatch, is_there, expected):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: is_there)
-    assert default_device() == torch.device(expected)
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """As in a new process in which the environment names no device."""
+    monkeypatch.delenv("WALKTHROUGH_DEVICE", raising=False)
+    yield
+    device_module._first_that_works.cache_clear()
+    device_module._failure.cache_clear()
+
+
+def play(monkeypatch, *kinds):
+    """Have PyTorch find these GPUs, and no others."""
+    for name, module in {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.backends.mps}.items():
+        monkeypatch.setattr(module, "is_available", lambda is_there=name in kinds: is_there)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ([], "cpu"),
+        (["cuda"], "cuda"),
+        (["xpu"], "xpu"),
+        (["mps"], "mps"),
+        (["xpu", "cuda"], "cuda"),
+    ],
+)
+def test_default_device_is_the_gpu_where_there_is_one_that_works(monkeypatch, kinds, expected):
+    play(monkeypatch, *kinds)
+    with played_gpu(expected if kinds else "cuda"), torch.inference_mode():
+        assert default_device() == torch.device(expected)
+
+
+NO_KERNEL = "CUDA error: no kernel image is available for execution on the device"
+
+
+def _without_kernels(device):
+    if device.type == "cpu":
+        return torch.ones(3)
+    raise RuntimeError(f"{NO_KERNEL}\nCUDA kernel errors might be asynchronously reported")
+
+
+def _wrong(device):
+    return torch.tensor([1.0, 1.0, 1.0 if device.type == "cpu" else 0.8])
+
+
+def _not_a_number(device):
+    return torch.tensor([1.0, 1.0, 1.0 if device.type == "cpu" else float("nan")])
+
+
+FAULTS = {_without_kernels: NO_KERNEL, _wrong: "not the CPU's", _not_a_number: "not the CPU's"}
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS.items(), ids=lambda part: str(part)[:20])
+def test_gpu_that_does_not_compute_is_left_alone_with_one_line(monkeypatch, capsys, fault, reason):
+    play(monkeypatch, "cuda")
+    monkeypatch.setattr(device_module, "_gradient", fault)
+    assert [default_device(), default_device()] == [CPU, CPU]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("cuda is left alone, because it does not compute here: ")
+    assert reason in line
+    monkeypatch.setenv("WALKTHROUGH_DEVICE", "cuda")
+    with pytest.raises(ValueError, match=f"WALKTHROUGH_DEVICE is 'cuda'.*{reason}.*choose cpu"):
+        default_device()
+
+
+def test_next_gpu_is_taken_where_the_first_does_not_compute(monkeypatch):
+    play(monkeypatch, "cuda", "mps")
+    with played_gpu("mps"):
+        real = device_module._gradient
+        monkeypatch.setattr(
+            device_module, "_gradient", lambda device: real(device) * (device.type != "cuda")
+        )
+        assert default_device() == torch.device("mps")
+
+
+def test_environment_chooses_the_device(monkeypatch):
+    play(monkeypatch, "cuda")
+    monkeypatch.setenv("WALKTHROUGH_DEVICE", "cpu")
+    assert default_device() == CPU
+    for name in ("mps", "cuda:1"):
+        monkeypatch.setenv("WALKTHROUGH_DEVICE", name)
+        with played_gpu(name.partition(":")[0]):
+            assert default_device() == torch.device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("name", ["cuda", "mps", "xpu", "gpu", "TPU please"])
+def test_device_that_is_not_here_is_refused_in_one_line(monkeypatch, name):
+    monkeypatch.setenv("WALKTHROUGH_DEVICE", name)
+    with pytest.raises(ValueError, match=rf"^WALKTHROUGH_DEVICE is '{name}'.* unset it\Z"):
+        default_device()
 
 
 @pytest.mark.parametrize(
     ("device", "cores", "processes", "expected"),
     [
         ("cpu", 16, 1, 0),
+        ("mps", 16, 1, 0),
+        ("xpu", 4, 1, 4),
         ("cuda", 4, 1, 4),
         ("cuda", 32, 1, 8),
         ("cuda", 8, 4, 2),

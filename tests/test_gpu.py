@@ -14,6 +14,7 @@ from tools import shapes_dataset
 
 from helpers.gradcam import GradCAM
 from helpers.model import load_pretrained, resnet18
+from helpers.support.device import default_device
 from helpers.training import TrainConfig, TrainingState, fit
 
 DEVICE = torch.device(os.environ.get("TEST_DEVICE", "cuda"))
@@ -40,6 +41,11 @@ def trained(data, config=SMALL, **options):
     torch.manual_seed(0)
     history = fit(resnet18(width=16), data, None, config, DEVICE, **options)
     return history["train_loss"].tolist()
+
+
+def test_the_device_of_training_is_this_one(monkeypatch):
+    monkeypatch.delenv("WALKTHROUGH_DEVICE", raising=False)
+    assert default_device().type == DEVICE.type
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])

@@ -28,10 +28,10 @@ if torch.cuda.is_available():
 DATA = shapes_dataset(40)
 
 
-@pytest.fixture
-def gpu():
-    with played_gpu():
-        yield torch.device("cuda")
+@pytest.fixture(params=["cuda", "mps"])
+def gpu(request):
+    with played_gpu(request.param):
+        yield torch.device(request.param)
 
 
 def test_the_played_gpu_refuses_what_a_real_one_would(gpu):
@@ -40,6 +40,9 @@ def test_the_played_gpu_refuses_what_a_real_one_would(gpu):
         model(DATA.tensor())
     with pytest.raises(TypeError, match="numpy"):
         model(DATA.tensor().to(gpu)).detach().numpy()
+    if gpu.type == "mps":
+        with pytest.raises(TypeError, match="float64"):
+            DATA.tensor().to(gpu).double()
 
 
 @pytest.mark.parametrize("layer", ["layer4", "layer3"])
@@ -48,7 +51,7 @@ def test_maps_lie_where_the_images_do(gpu, layer):
     expected = GradCAM(load_pretrained("shapes10"), layer).evidence(images, labels)
     cam = GradCAM(load_pretrained("shapes10").to(gpu), layer)
     here, there = cam.evidence(images, labels), cam.evidence(images.to(gpu), labels)
-    assert here.device.type == "cpu" and there.device.type == "cuda"
+    assert here.device.type == "cpu" and there.device.type == gpu.type
     assert torch.equal(here, expected) and torch.equal(there.cpu(), expected)
     assert cam(images, labels).device.type == "cpu"
 
@@ -77,9 +80,9 @@ def test_a_network_that_was_trained_there_is_scored_saved_and_explained(gpu, tmp
         model = resnet18(width=16)
         model.register_forward_hook(lambda *given: devices.add(given[-1].device.type))
         history = fit(model, DATA, DATA, config, gpu, tmp_path / "run.pt")
-    assert devices == {"cuda"}
-    assert {p.device.type for p in model.parameters()} == {"cuda"}
-    assert {p.grad.device.type for p in model.parameters() if p.grad is not None} <= {"cuda"}
+    assert devices == {gpu.type}
+    assert {p.device.type for p in model.parameters()} == {gpu.type}
+    assert {p.grad.device.type for p in model.parameters() if p.grad is not None} <= {gpu.type}
     assert history.validation_loss[0] == pytest.approx(predict(model, DATA).loss, rel=1e-4)
     assert GradCAM(dilated(model))(DATA.tensor()).shape == (40, 32, 32)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 import re
 import sys
 import time
@@ -49,8 +50,17 @@ def make_parser(command: str, **defaults) -> argparse.ArgumentParser:
     )
     parser.add_argument("--width", type=int, help="channels of the first stage")
     parser.add_argument("--output", type=Path, help="where to write, and to go on from")
+    parser.add_argument(
+        "--device", type=_choose_device, help="cpu, cuda, xpu or mps; a GPU that works if not given"
+    )
     parser.set_defaults(**defaults)
     return parser
+
+
+def _choose_device(name: str) -> str:
+    """Have `default_device` return this device, here and in processes that begin here."""
+    os.environ["WALKTHROUGH_DEVICE"] = name
+    return name
 
 
 def add_arguments(parser: argparse.ArgumentParser, config: Any, names: Iterable[str]) -> None:

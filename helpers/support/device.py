@@ -1,9 +1,11 @@
 """Which device computes, how many processes load for it, and whether torch.compile works there."""
 
 import copy
+import functools
 import os
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -11,13 +13,69 @@ from helpers.support.distributed import rank_and_world_size
 
 
 def default_device() -> torch.device:
-    """The GPU where PyTorch finds one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU of Nvidia, AMD, Intel or Apple where one computes what the CPU does, else the CPU.
+
+    WALKTHROUGH_DEVICE in the environment names another: cpu, cuda, cuda:1, xpu, mps.
+
+    Raises:
+        ValueError: what it names does not compute here.
+    """
+    wanted = os.environ.get("WALKTHROUGH_DEVICE")
+    if not wanted:
+        return torch.device(_first_that_works())
+    if _failure(wanted):
+        raise ValueError(
+            f"WALKTHROUGH_DEVICE is {wanted!r}, which does not compute here "
+            f"({_failure(wanted)}): choose cpu, cuda, xpu or mps, or unset it"
+        )
+    return torch.device(wanted)
+
+
+@functools.cache
+def _first_that_works() -> str:
+    """The first device to be found; it is said once why another is left alone."""
+    is_there = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    for name in [name for name in is_there if is_there[name]]:
+        if not _failure(name):
+            return name
+        print(f"{name} is left alone, because it does not compute here: {_failure(name)}")
+    return "cpu"
+
+
+@functools.cache
+def _failure(name: str) -> str:
+    """Why a device cannot be used, in one line; "" where it computes what the CPU does."""
+    try:
+        expected, found = (_gradient(torch.device(place)) for place in ("cpu", name))
+    except Exception as error:  # drivers fail in many ways
+        return str(error).partition("\n")[0] or type(error).__name__
+    is_close = (found - expected).norm() < 0.05 * expected.norm()
+    return "" if is_close else "its results are not the CPU's"
+
+
+def _gradient(device: torch.device) -> torch.Tensor:
+    """A gradient of a small convolution, computed with what the network and its training use."""
+    with torch.inference_mode(False), torch.enable_grad():
+        images = torch.arange(2 * 3 * 32 * 32.0).sin().view(2, 3, 32, 32)
+        images = images.to(device, memory_format=torch.channels_last)
+        kernels = torch.arange(16 * 3 * 3 * 3.0).cos().view(16, 3, 3, 3).to(device).requires_grad_()
+        resized = F.interpolate(images, (24, 24), mode="bilinear", antialias=True)
+        maps = F.conv2d(resized, kernels, stride=2, padding=1)
+        maps = F.batch_norm(maps, None, None, training=True).relu()
+        loss = F.cross_entropy(maps.mean((2, 3)), torch.tensor([1, 3], device=device))
+        return torch.autograd.grad(loss, kernels)[0].cpu()
 
 
 def loader_workers(device: torch.device) -> int:
-    """How many processes should load images for this device: none for a CPU, which is busy."""
-    if device.type != "cuda":
+    """How many processes should load images for this device.
+
+    None for a CPU, which is busy, and for a Mac, where processes start slowly.
+    """
+    if device.type in ("cpu", "mps"):
         return 0
     _, world_size = rank_and_world_size()
     return min(8, max(1, (os.cpu_count() or 1) // world_size))

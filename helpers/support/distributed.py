@@ -36,7 +36,8 @@ def process_group() -> Iterator[None]:
         yield
         return
     backend = "gloo"
-    if torch.cuda.is_available():
+    wanted = os.environ.get("WALKTHROUGH_DEVICE") or "cuda"
+    if torch.cuda.is_available() and wanted.startswith("cuda"):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"  # gloo tells who was stopped without making a GPU wait
     dist.init_process_group(backend)

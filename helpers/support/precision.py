@@ -7,7 +7,7 @@ def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
     """A context in which PyTorch computes in 16 bits where that pays, else in float32.
 
     Args:
-        device: bfloat16 on a GPU or CPU with units for it, float16 on an older GPU.
+        device: bfloat16 on a CUDA GPU or CPU with units for it, float16 on an older such GPU.
         wanted: False gives float32 everywhere.
     """
     if device.type == "cuda":
@@ -16,7 +16,8 @@ def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
     # Without either of these units bfloat16 is emulated, and no faster than float32.
     queries = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     has_units = any(getattr(torch.cpu, query, lambda: False)() for query in queries)
-    return torch.autocast("cpu", torch.bfloat16, wanted and has_units)
+    is_worth_it = device.type == "cpu" and has_units
+    return torch.autocast("cpu", torch.bfloat16, wanted and is_worth_it)
 
 
 def grad_scaler(device: torch.device, wanted: bool = True) -> torch.amp.GradScaler:

@@ -85,7 +85,9 @@ class Session:
         """Begin to count anew."""
         self.step = 0
         self.seen = 0
-        self.totals = torch.zeros(2, dtype=torch.float64, device=self.example.device)
+        device = self.example.device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's has no float64
+        self.totals = torch.zeros(2, dtype=dtype, device=device)
 
     @property
     def is_main(self) -> bool:
@@ -141,7 +143,8 @@ class Session:
             FloatingPointError: the loss is NaN or infinite.
         """
         hits = (logits.argmax(1) == labels).sum()
-        sums = torch.stack([loss.detach().double() * len(labels), hits.double()])
+        dtype = self.totals.dtype
+        sums = torch.stack([loss.detach().to(dtype) * len(labels), hits.to(dtype)])
         self.totals += sum_over_processes(sums, self.world_size)
         self.step += 1
         self.seen += len(labels) * self.world_size  # every process sees equally many images
