@@ -1,6 +1,5 @@
 """Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): which parts of an image speak for a class."""
 
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from helpers.support.device import to_device_of, unwrapped
+from helpers.support.device import plain_name, to_device_of, unwrapped
 
 ClassNumbers = ArrayLike | Tensor | None
 _LOCK = threading.RLock()  # one explanation at a time: each puts a hook into its model for a moment
@@ -253,9 +252,10 @@ def _find_layer(model: nn.Module, layer: Any) -> nn.Module:
     known = ", ".join(name for name in modules if name.count(".") < 2)
     if not isinstance(layer, str):
         raise ValueError(f"give one layer of this model: its name or the module; there are {known}")
-    for name in (layer, re.sub(r"^(module\.|_orig_mod\.)+", "", layer)):  # of wrappers
-        if name in modules:
-            return modules[name]
+    plain = {plain_name(name): module for name, module in modules.items()}
+    for named, name in ((modules, layer), (plain, plain_name(layer))):
+        if name in named:
+            return named[name]
     raise ValueError(f"no layer {layer!r} in this model: choose one of {known}")
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.data import MEAN, STD
+from helpers.support.device import unwrapped
 from helpers.support.files import project_root
 from helpers.support.weights import find_weights, load_network, write_weights
 
@@ -149,18 +150,21 @@ def dilated(model: PreActResNet, stages: Iterable[str] = ("layer4",)) -> PreActR
             pixels, ("layer3", "layer4") 16 x 16.
 
     Raises:
-        ValueError: another stage.
+        ValueError: another stage, or another kind of network.
     """
     stages = tuple(stages)
     for name in stages:
         if name not in STRIDED_STAGES:
             raise ValueError(f"cannot dilate {name!r}: choose among {', '.join(STRIDED_STAGES)}")
-    original = getattr(model, "_orig_mod", model)  # the model itself, if torch.compile wraps it
+    original = unwrapped(model)
+    if not isinstance(original, PreActResNet):
+        name = type(original).__name__
+        raise ValueError(f"cannot dilate a {name}: give a network that resnet18() builds")
     with torch.inference_mode(False):  # else the copy's weights could have no gradients
         fine = copy.deepcopy(original)
     spacing = 1  # cells of the finer grid from one cell of the original grid to the next
     for name in STRIDED_STAGES:
-        first, second = getattr(fine, name)
+        first, second = unwrapped(getattr(fine, name))
         stride = 1 if name in stages else 2
         first.conv1.stride = first.shortcut.stride = (stride, stride)
         first.conv1.dilation = first.conv1.padding = (spacing, spacing)
@@ -181,6 +185,7 @@ def activations(model: PreActResNet, images: torch.Tensor) -> dict[str, torch.Te
     Returns:
         {"stem": (N, width, H, W), ..., "layer4": (N, 8 * width, H / 8, W / 8)}.
     """
+    model = unwrapped(model)
     x = model.normalise(images)
     found = {}
     for name in STAGES:
@@ -202,6 +207,7 @@ def describe_stages(model: PreActResNet, size: int = 32) -> pd.DataFrame:
         adds (kernel - 1) x the product of the strides before it. stride: that product, the pixels
         from one cell to the next.
     """
+    model = unwrapped(model)
     rows = []
     field, stride = 1, 1
     with torch.device("meta"):  # shapes without numbers
@@ -223,7 +229,8 @@ def save_weights(model: PreActResNet, path: str | os.PathLike, classes: Iterable
     """Write a model's weights and batch-norm statistics in half precision, with its classes.
 
     Args:
-        model: `mean` and `std` stay in full precision.
+        model: `mean` and `std` stay in full precision. Wrappers such as torch.compile's are taken
+            off.
         path: replaced in one step.
         classes: names, in the order of the logits.
 
@@ -231,7 +238,7 @@ def save_weights(model: PreActResNet, path: str | os.PathLike, classes: Iterable
         ValueError: a weight is NaN, or beyond half precision.
         OSError: the file cannot be written.
     """
-    write_weights(path, model.state_dict(), classes, full_precision=("mean", "std"))
+    write_weights(path, unwrapped(model).state_dict(), classes, full_precision=("mean", "std"))
 
 
 def load_pretrained(

@@ -1,10 +1,15 @@
 import pickle
+import re
 from itertools import product
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from helpers import shapes
 from helpers.data import CLASSES
@@ -24,7 +29,7 @@ from helpers.model import (
 SMALL_DISK = "2m"  # room for the weights once, not twice
 SHIPPED = sorted(WEIGHTS.glob("*.pt"))
 SEVEN = tuple("abcdefg")
-REFUSED = r"net\.pt .*delete it"  # the file is named, and what to do
+REFUSED = r"net\.pt .*(notebook 02|save_weights)"  # the file is named, and what to do
 
 
 def randomise(module, seed=0):
@@ -160,7 +165,7 @@ def test_weights_for_other_classes_are_refused_with_both_lists(model, tmp_path):
 def test_weights_without_their_classes_are_refused_where_classes_are_asked_for(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "net.pt")
     assert load_pretrained(tmp_path / "net.pt").fc.out_features == 7
-    with pytest.raises(ValueError, match="knows the classes None"):
+    with pytest.raises(ValueError, match="does not say which classes .* save_weights"):
         load_pretrained(tmp_path / "net.pt", SEVEN)
 
 
@@ -177,7 +182,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_loaded(model, tmp_p
         {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()},
         tmp_path / "net.pt",
     )
-    with pytest.raises(ValueError, match=r"NaN or infinite.*delete it"):
+    with pytest.raises(ValueError, match=r"NaN or infinite.*notebook 02"):
         load_pretrained(tmp_path / "net.pt")
 
 
@@ -195,7 +200,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(model, tmp_path):
             state = load_pretrained(tmp_path / "net.pt", SEVEN).state_dict()
             assert all(torch.equal(value, expected[name]) for name, value in state.items())
         except ValueError as error:
-            assert "delete it" in str(error) and "\n" not in str(error)
+            assert re.search(REFUSED, str(error)) and "\n" not in str(error)
             refused += 1
     assert refused >= 30
 
@@ -260,19 +265,56 @@ def test_truncated_weights_are_refused_in_one_line(model, tmp_path, share):
 
 
 FOREIGN = {
-    "other net": {"weight": torch.zeros(2)},
-    "empty": {},
-    "list": [1],
-    "tensor": torch.zeros(3),
-    "number": {"fc.weight": 1},
+    "other net": ({"weight": torch.zeros(2)}, r"no weights of this network \(weight\)"),
+    "empty": ({}, r"no weights of this network \(nothing\)"),
+    "list": ([1], "a list"),
+    "tensor": (torch.zeros(3), "a Tensor"),
+    "number": ({"fc.weight": 1}, "no weights of this network"),
+    "checkpoint": (
+        {"model": {"fc.weight": torch.zeros(2)}, "step": 3},
+        r"a checkpoint \(model, step\): .* 'model'",
+    ),
+    "another's": ({"acc": 93.1, "net": {"module.fc": torch.zeros(2)}}, "a checkpoint .* 'net'"),
+    "pickled": (nn.ReLU(), "a pickled model .* run code"),
 }
 
 
-@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
-def test_foreign_torch_file_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "net.pt")
-    with pytest.raises(ValueError, match=REFUSED):
-        load_pretrained(tmp_path / "net.pt")
+@pytest.mark.parametrize(("content", "said"), FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("is_new", [True, False])
+def test_what_a_foreign_file_holds_is_said_and_nobody_told_to_delete_it(
+    tmp_path, content, said, is_new
+):
+    path = tmp_path / "net.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=is_new)
+    with pytest.raises(ValueError, match=REFUSED) as caught:
+        load_pretrained(path)
+    message = str(caught.value)
+    assert "delete" not in message and "\n" not in message
+    assert re.search(f"holds {said if is_new else 'a pickled model'}", message)
+
+
+def test_weights_of_a_wrapped_network_are_those_of_the_network(model, tmp_path):
+    model.layer2 = torch.compile(model.layer2, backend="eager")
+    wrapped = nn.DataParallel(AveragedModel(torch.compile(model, backend="eager")))
+    save_weights(wrapped, tmp_path / "net.pt", SEVEN)
+    torch.save(nn.DataParallel(model).state_dict(), tmp_path / "plain.pt")
+    images = torch.rand(2, 3, 32, 32)
+    for path, classes in ((tmp_path / "net.pt", SEVEN), (tmp_path / "plain.pt", None)):
+        loaded = load_pretrained(path, classes)
+        torch.testing.assert_close(loaded(images), model(images), rtol=0.01, atol=0.01)
+        assert torch.equal(loaded.mean, model.mean)
+    assert torch.equal(dilated(wrapped)(images), dilated(model)(images))
+    assert torch.equal(activations(wrapped, images)["stem"], activations(model, images)["stem"])
+    assert describe_stages(wrapped).equals(describe_stages(model))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, pd.Index])
+def test_classes_may_be_a_list_or_an_array(model, tmp_path, kind):
+    save_weights(model, tmp_path / "net.pt", kind(SEVEN))
+    load_pretrained(tmp_path / "net.pt", SEVEN)
+    load_pretrained(tmp_path / "net.pt", kind(SEVEN))
+    torch.save(model.state_dict() | {"classes": list(SEVEN)}, tmp_path / "net.pt")
+    load_pretrained(tmp_path / "net.pt", SEVEN)
 
 
 @pytest.mark.parametrize("text", ["not a network", "epoch,loss\n1,2\n", "<html>404</html>"])
@@ -413,3 +455,6 @@ def test_dilated_explains_what_was_made_in_inference_mode_and_refuses_other_stag
     for stages in (("layer1",), ("fc",), ("layer4", "stem")):
         with pytest.raises(ValueError, match="cannot dilate .*choose among layer2, layer3, layer4"):
             dilated(model, stages)
+    for other in (nn.ReLU(), torchvision.models.resnet18()):
+        with pytest.raises(ValueError, match=r"cannot dilate a Re.*: give a network that resnet18"):
+            dilated(other)

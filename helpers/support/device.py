@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import re
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,11 @@ def unwrapped(model):
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
     inner = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", model)
     return model if inner is model else unwrapped(inner)
+
+
+def plain_name(name: str) -> str:
+    """The name of a part or a weight without what such wrappers put before it or into it."""
+    return re.sub(r"^(module\.|_orig_mod\.)+", "", name).replace("_orig_mod.", "")
 
 
 def to_device_of(model, images: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,17 @@
 """Files of weights and checkpoints: written in half precision, checked before they are believed."""
 
 import os
+import pickle
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from helpers.support.device import plain_name
 from helpers.support.files import write_atomically
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -57,7 +59,8 @@ def write_weights(
         OSError: the file cannot be written.
     """
     small = {}
-    for name, tensor in state.items():
+    for wrapped_name, tensor in state.items():
+        name = plain_name(wrapped_name)
         halve = tensor.is_floating_point() and name not in full_precision
         small[name] = (tensor.half() if halve else tensor).cpu().contiguous()
     if not all_finite(small):
@@ -65,7 +68,7 @@ def write_weights(
             f"weights that are NaN, or beyond half precision, are not written to {path}: "
             "train with a lower peak_lr"
         )
-    content = small | {"classes": tuple(classes)}
+    content = small | {"classes": tuple(map(str, classes))}
     write_atomically(path, lambda file: torch.save(content, file))
 
 
@@ -108,21 +111,59 @@ def load_network(
         classes: that the network must have been trained on, in this order; None: any.
 
     Raises:
-        ValueError: the file is damaged, or holds another network or other classes.
+        ValueError: the file is damaged, or holds something else, another network or other classes.
     """
     try:
         state = load_checked(path)
-        known = state.pop("classes", None)
-        model = build(state)
-        model.load_state_dict(state)
     except Exception as error:  # which one depends on where the file is damaged
-        reason = error if type(error) is ValueError else type(error).__name__
+        raise ValueError(f"{path} {_why_unreadable(path, error)}") from error
+    try:
+        known = state.pop("classes", None)
+        weights = {plain_name(name): tensor for name, tensor in state.items()}
+        model = build(weights)
+        model.load_state_dict(weights)
+    except Exception as error:  # which one depends on what the file holds
+        raise ValueError(f"{path} holds {_what_else(state)}") from error
+    if classes is None:
+        return model
+    if known is None:
         raise ValueError(
-            f"{path} holds no weights of this network ({reason}): delete it or train again"
-        ) from error
-    if classes is not None and known != tuple(classes):
+            f"{path} does not say which classes it knows: write it anew with "
+            "save_weights(load_pretrained(path), path, classes)"
+        )
+    if tuple(known) != tuple(classes):
         raise ValueError(
-            f"{path} knows the classes {known}, the data have {tuple(classes)}: "
+            f"{path} knows the classes {tuple(known)}, the data have {tuple(classes)}: "
             "train on them with notebook 02"
         )
     return model
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """What is wrong with a file that `load_checked` could not read, and what to do."""
+    with open(path, "rb") as file:
+        is_pickle = file.read(1) == b"\x80"  # also what torch.save wrote before PyTorch 1.6
+    if is_pickle or isinstance(error, pickle.UnpicklingError):
+        return (
+            "holds a pickled model or other objects, and to read those can run code: if you trust "
+            "it, torch.load(path, weights_only=False), and write the model with save_weights"
+        )
+    reason = error if type(error) is ValueError else type(error).__name__
+    return f"is damaged or no file of weights ({reason}): copy it again, or train with notebook 02"
+
+
+def _what_else(content: Any) -> str:
+    """What a file holds in place of the weights of this network, and what to do."""
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}, no weights: train with notebook 02"
+    names = ", ".join(map(str, list(content)[:4])) or "nothing"
+    for name, part in content.items():
+        if isinstance(part, dict) and any(torch.is_tensor(leaf) for leaf in part.values()):
+            return (
+                f"a checkpoint ({names}): load its part {name!r} into the network that it is of, "
+                "and write that with save_weights"
+            )
+    return (
+        f"no weights of this network ({names}): build the one that they belong to and load them "
+        "there (GradCAM takes any network), or train with notebook 02"
+    )
