@@ -36,6 +36,8 @@ MARKERS = "osD^v"
 PANEL_SIDE = 2.07  # inches, in `explanation_card`
 WIDEST = 9  # inches
 MOST_COLUMNS = 5  # pictures in a row
+MOST_ROWS = 20  # of a figure, with labels; of more, some are drawn
+MOST_BARS = 12  # of probabilities: of more classes, the likeliest have one
 SMALLEST_TYPE = 9  # points
 
 
@@ -78,16 +80,31 @@ def image_grid(
         images: (N, 3, H, W) in [0, 1], or (N, H, W, 3) uint8, or a list of images of several sizes.
         titles: one for each image.
         columns: images in a row.
-        row_labels: one for each row, on its left.
+        row_labels: one for each row, on its left. Of more than `MOST_ROWS` such rows, that many are
+            drawn.
         scale: side of an image in inches, less where a row would be wider than `WIDEST`.
     """
+    if len(images) == 0:
+        figure = _figure(4, 1)
+        figure.text(0.5, 0.5, "no image to show", ha="center", va="center")
+        return figure
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
+    note = ""
+    if row_labels and rows > MOST_ROWS:
+        note = f"{MOST_ROWS} of {rows} rows"
+        kept = _some(rows)
+        numbers = np.arange(rows * columns).reshape(rows, columns)[kept].ravel()
+        images = [images[number] for number in numbers if number < len(images)]
+        titles = None if titles is None else [titles[number] for number in numbers[: len(images)]]
+        row_labels, rows = [row_labels[row] for row in kept], MOST_ROWS
     margin = 1 if row_labels else 0
     scale = min(scale, (WIDEST - margin) / columns)
     title_lines = 0 if titles is None else 1 + max(title.count("\n") for title in titles)
     figure = _figure(columns * scale + margin, rows * (scale + 0.21 * title_lines))
     axes = _panel_grid(figure, rows, columns, row_labels or ())
+    if note:
+        figure.suptitle(note, fontsize=10)
     pictures = [_pixels(image) for image in images]
     largest = max(max(picture.shape[:2]) for picture in pictures)
     for ax, picture in zip(axes.flat, pictures):
@@ -153,6 +170,8 @@ def schedule(history: pd.DataFrame) -> Figure:
 def confusion_heatmap(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     """The mistakes of a confusion matrix as numbers and colours; the diagonal is left blank.
 
+    More than `MOST_ROWS` classes have colours without numbers, and names as far as they fit.
+
     Args:
         matrix: counts (num_classes, num_classes), row = actual class.
         classes: names.
@@ -163,7 +182,7 @@ def confusion_heatmap(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
         matrix,
         ax=ax,
         mask=is_right,
-        annot=True,
+        annot=len(matrix) <= MOST_ROWS,
         fmt="d",
         cmap="cividis",
         vmin=0,
@@ -173,9 +192,10 @@ def confusion_heatmap(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
         xticklabels=False,  # seaborn would take a class called `$a_b$` for a formula
         yticklabels=False,
     )
-    places = np.arange(len(classes)) + 0.5
-    ax.set_xticks(places, classes, rotation=45)
-    ax.set_yticks(places, classes, va="center")
+    named = range(0, len(classes), -(-len(classes) // (2 * MOST_ROWS)))  # as many as fit
+    places, names = np.array(named) + 0.5, [classes[number] for number in named]
+    ax.set_xticks(places, names, rotation=45)
+    ax.set_yticks(places, names, va="center")
     ax.set(xlabel="predicted class", ylabel="actual class")
     return figure
 
@@ -183,7 +203,7 @@ def confusion_heatmap(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
 def intervals(panels: Mapping[str, pd.DataFrame]) -> Figure:
     """Means as dots with their intervals as bars, a panel for each table, side by side.
 
-    The dashed line is at zero.
+    The dashed line is at zero. Of more than `MOST_ROWS` lines, that many are drawn, at even steps.
 
     Args:
         panels: {x label: table} with the columns mean, from and to. The index holds the names of
@@ -192,6 +212,12 @@ def intervals(panels: Mapping[str, pd.DataFrame]) -> Figure:
     tables = {label: _with_marks(table) for label, table in panels.items()}
     index = pd.concat(tables).index
     names, marks = list(index.unique(level=1)), list(index.unique(level=2))
+    if len(names) > MOST_ROWS:
+        total, names = len(names), [names[place] for place in _some(len(names))]
+        tables = {
+            f"{label}\n({len(names)} of {total})": table[table.index.isin(names, level=0)]
+            for label, table in tables.items()
+        }
     figure = _figure(WIDEST, 1.1 + 0.5 * len(names))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     drawn: dict[str, Any] = {}
@@ -405,10 +431,16 @@ def _draw_crop(ax: Axes, photo: Image.Image) -> None:
 def _probability_bars(
     ax: Axes, probabilities: Numbers, classes: Sequence[str], marked: Sequence[str]
 ) -> None:
-    colours = [COLOURS[1 if name in marked else 0] for name in classes]
-    ax.barh(range(len(classes)), _array(probabilities), color=colours)
+    values = _array(probabilities)
+    shown: Sequence[int] = range(len(classes))
+    if len(classes) > MOST_BARS:
+        of_marked = [number for number in shown if classes[number] in marked]
+        shown = sorted({*np.argsort(-values)[: MOST_BARS - len(of_marked)], *of_marked})
+    names = [classes[number] for number in shown]
+    colours = [COLOURS[1 if name in marked else 0] for name in names]
+    ax.barh(range(len(names)), values[list(shown)], color=colours)
     _titled(ax, "probability").set(xlim=(0, 1), xticks=[0, 0.5, 1])
-    ax.set_yticks(range(len(classes)), classes, fontsize=9)
+    ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.invert_yaxis()
 
 
@@ -447,6 +479,11 @@ class PlainFigure(Figure):
 def _figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
     return PlainFigure(figsize=(width, height), layout="constrained")
+
+
+def _some(count: int) -> np.ndarray:
+    """`MOST_ROWS` places from 0 to `count` - 1, at even steps."""
+    return np.linspace(0, count - 1, MOST_ROWS).astype(int)
 
 
 def _single_panel(width: float, height: float) -> tuple[Figure, Axes]:
