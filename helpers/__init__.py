@@ -6,6 +6,7 @@ model           the network, and a copy of it with a finer grid
 training        configuration, optimiser, the loop (`fit`)
 evaluation      predict once; accuracy, confusion, calibration from the arrays
 gradcam         Grad-CAM: heatmaps and signed evidence
+methods         other methods beside it, in three lines each
 similarity      compares one heatmap with another
 explanation     why a map is blank; maps dealt out to other images
 plots           every figure, and its colours

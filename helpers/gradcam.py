@@ -119,12 +119,12 @@ class GradCAM:
                 leads from the one to the other.
         """
         _check_images(images, self.scale_checked)
-        with _LOCK, _eval_mode(self.model), torch.inference_mode(False), torch.no_grad():
+        with _LOCK, eval_mode(self.model), torch.inference_mode(False), torch.no_grad():
             inputs = to_device_of(self.model, images)
             if inputs.is_inference():  # such a tensor cannot take part in a backward pass
                 inputs = inputs.clone()
             kept, logits = self._forward(inputs)
-            numbers = _as_classes(classes, logits)
+            numbers = as_class_numbers(classes, logits)
             maps = self._maps(kept, logits, numbers, inputs).to(images.device)
             logits = logits.detach().float().to(images.device)
         if numbers.ndim == 1:
@@ -287,7 +287,7 @@ def _may_have_channels_last(output: Tensor, images: Tensor, model: nn.Module) ->
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Switch the model to eval mode, and give every module its own mode back at the end."""
     in_training = [module for module in model.modules() if module.training]
     model.eval()
@@ -316,8 +316,19 @@ def _check_images(images: Tensor, scale_checked: bool) -> None:
         )
 
 
-def _as_classes(classes: ClassNumbers, logits: Tensor) -> Tensor:
-    """Check class numbers: int64, (N,) or (N, K), on the device of the logits (N, num_classes)."""
+def as_class_numbers(classes: ClassNumbers, logits: Tensor) -> Tensor:
+    """Check the classes that are asked for.
+
+    Args:
+        classes: as `GradCAM.evidence` takes them.
+        logits: (N, num_classes), of the images that are asked about.
+
+    Returns:
+        int64, (N,) or (N, K), on the device of the logits.
+
+    Raises:
+        ValueError: they have a wrong shape, type or range.
+    """
     count, num_classes = logits.shape
     if classes is None:
         return logits.detach().argmax(1)
