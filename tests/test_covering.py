@@ -133,27 +133,6 @@ def test_occlusion_maps_are_the_logits_that_fall():
     torch.testing.assert_close(drops[0, :, :, :].flatten(1), torch.diag(torch.arange(16.0)))
 
 
-def test_maps_of_log_probabilities_are_grad_cam_of_them(model):
-    class LogSoftmax(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer4, self.network = model.layer4, model
-
-        def forward(self, images):
-            return self.network(images).log_softmax(1)
-
-    images, roles = torch.rand(3, 3, 32, 32), np.array([[0, 1], [2, 3], [4, 5]])
-    with torch.no_grad():
-        logits = model(images).numpy()
-    maps = GradCAM(model).evidence(images, torch.arange(10).expand(3, 10))
-    order = likeness.role_order(logits, roles)
-    found = likeness.of_log_probabilities(
-        likeness.in_order(maps, order), np.take_along_axis(logits, order, axis=1)
-    )
-    expected = GradCAM(LogSoftmax()).evidence(images, roles).flatten(2)
-    np.testing.assert_allclose(found[:, :2], expected, atol=1e-5, rtol=1e-4)
-
-
 def test_order_of_roles_and_what_the_others_zero_is():
     logits = np.array([[3.0, 1, 2, 4], [0, 5, 6, 7]])
     order = likeness.role_order(logits, np.array([[3, 1], [2, 0]]))
@@ -190,10 +169,13 @@ def test_maps_of_one_image_without_a_tie_are_no_more_alike_than_a_patchworks():
 def test_top_cell_by_hand():
     drops = np.zeros((2, 3, 16))
     drops[0, :, 5], drops[1, :, 6] = (2, -1, 0.5), (1, -0.5, 0)
+    assert likeness.top_cells(drops).tolist() == [[5, 6], [0, 0]]
     rows = likeness.beneath_the_top_cell(drops, np.array([[0, 1], [0, 1]]))
     rise = {row["comparison"]: row["same"] for row in rows if row["null"] == "another image"}
     assert list(rise.values()) == [-1.5, 0.75, -0.25, 1.0]
     assert all(row["other"] == 0 for row in rows)
+    swapped = likeness.beneath_the_top_cell(drops[:, [1, 0, 2]], np.array([[1, 0], [1, 0]]), of=1)
+    assert [row["same"] for row in swapped[::2]] == [0.75, -1.5, -0.25, 1.0]
 
 
 def test_likeness_of_classes_that_share_weights_is_one(model):

@@ -38,7 +38,7 @@ from helpers.support.intervals import mean_intervals
 
 PATCHWORKS = 30  # of each image, averaged
 FEWEST = 3  # images of the same two classes, to make a patchwork of
-PROBABILITIES = (0, 0.05, 0.2, 1)  # of the actual class: ends of the groups of mistakes
+ROLES = ("first class", "second class")
 TWINS = ("narrow-0", "narrow-1")  # other trainings on the same data: the positive control
 KIND = np.array([1, 1000])  # makes one number of two classes
 OTHER_ZERO = ", less the eight others"
@@ -192,39 +192,38 @@ def same_kind(kinds: np.ndarray) -> np.ndarray:
     return (kinds[:, None] == kinds) & ~np.eye(len(kinds), dtype=bool)
 
 
-def beneath_the_top_cell(drops: np.ndarray, roles: np.ndarray) -> list[dict]:
-    """What covering does to the logits, at the cell that holds most for the first class.
+def top_cells(drops: np.ndarray) -> np.ndarray:
+    """The cell that holds most for each of an image's two classes: (2, N).
 
-    That is where the first class falls most behind the mean of the image's eight others. The null
-    covers another image's cell.
+    That is where this class falls most behind the mean of the image's eight others.
 
     Args:
-        drops: (N, classes, 16) occlusion maps, as `in_roles` returns them.
-        roles: (N, 2) classes.
+        drops: (N, classes, 16) occlusion maps, as `in_order` returns them.
     """
-    first, second, others = drops[:, 0], drops[:, 1], drops[:, 2:].mean(1)
-    top = (first - others).argmax(1)
-    rises = {"first class": -first, "second class": -second, "eight others": -others}
-    rises["second class less the others"] = others - second
+    return (drops[:, :2] - drops[:, 2:].mean(1, keepdims=True)).argmax(2).T
+
+
+def beneath_the_top_cell(drops: np.ndarray, roles: np.ndarray, of: int = 0) -> list[dict]:
+    """What covering the top cell of one of the two classes does to the logits.
+
+    The null covers another image's cell.
+
+    Args:
+        drops: as `top_cells` takes them.
+        roles: (N, 2) classes.
+        of: whose cell is covered, the first class's (0) or the second's (1).
+    """
+    others = drops[:, 2:].mean(1)
+    top = top_cells(drops)[of]
+    rises = {name: -drops[:, i] for i, name in enumerate(ROLES)} | {"eight others": -others}
+    rises[f"{ROLES[1 - of]} less the others"] = others - drops[:, 1 - of]
     nulls = {"another image": None, "same two classes": same_kind(roles @ KIND)}
     return [
-        {"comparison": f"top cell covered, rise of {name}", "null": null}
+        {"comparison": f"top cell of {ROLES[of]} covered, rise of {name}", "null": null}
         | against_others(rise[:, top], other)
         for name, rise in rises.items()
         for null, other in nulls.items()
     ]
-
-
-def of_log_probabilities(maps: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Maps of log p: each class's map less the average of all, weighed by their probabilities.
-
-    Args:
-        maps: (N, classes, cells), of the logits.
-        logits: (N, classes), in the same order.
-    """
-    weights = np.exp(logits - logits.max(1, keepdims=True))
-    weights /= weights.sum(1, keepdims=True)
-    return maps - np.einsum("nk,nkc->nc", weights, maps)[:, None]
 
 
 def likeness_of_classes(maps: np.ndarray) -> np.ndarray:
@@ -258,27 +257,6 @@ def by_most_frequent_pair(maps: np.ndarray, roles: np.ndarray) -> list[dict]:
     return rows
 
 
-def parts_of_mistakes(maps: np.ndarray, probability: np.ndarray, roles: np.ndarray) -> list[dict]:
-    """Mistakes by their actual class's probability, and two mistakes of one kind.
-
-    Args:
-        maps: (N, classes, cells), as `in_order` returns them.
-        probability: (N,), of the actual class.
-        roles: (N, 2), both classes.
-    """
-    rows = []
-    for low, high in zip(PROBABILITIES, PROBABILITIES[1:]):
-        some = (probability > low) & (probability <= high)
-        found = against_others(correlation(*two_maps(maps[some], False)))
-        name = f"its two classes, actual one {low} to {high}"
-        rows.append({"comparison": name, "null": "another image"} | found)
-    difference = maps[:, 0] - maps[:, 1]
-    one_kind = same_kind(roles @ KIND)
-    two_kinds = ~one_kind & ~np.eye(len(roles), dtype=bool)
-    found = against_others(correlation(difference, difference), two_kinds, same=one_kind)
-    return [*rows, {"comparison": "difference maps of one kind", "null": "two kinds"} | found]
-
-
 def rows_of_group(
     model: PreActResNet,
     images: Tensor,
@@ -300,14 +278,13 @@ def rows_of_group(
     maps = in_order(of_classes, order)
     fine = in_order(all_maps(GradCAM(dilated(model)), images, len(logits[0])), order)
     drops = in_order(occlusion_maps(model, images), order)
-    third = np.concatenate([maps[:, [0, 2, 1]], maps[:, 3:]], axis=1)
     rows = against_all_nulls("its two classes", maps, roles)
     rows += against_all_nulls("its two classes, occlusion", drops, roles)
     rows += against_all_nulls("its two classes, 8 x 8", fine, roles)
-    rows += against_all_nulls("its first and a third class", third, roles)
-    rows += beneath_the_top_cell(drops, roles)
-    log_maps = of_log_probabilities(maps, np.take_along_axis(logits, order, axis=1))
-    rows += against_others_in("its two classes, log p", *two_maps(log_maps, False), roles)
+    rows += beneath_the_top_cell(drops, roles) + beneath_the_top_cell(drops, roles, of=1)
+    first, second = top_cells(drops)
+    row = {"comparison": "its two top cells are the same", "null": "another image"}
+    rows.append(row | against_others((first[:, None] == second).astype(float)))
     differences = maps[:, 0] - maps[:, 1], drops[:, 0] - drops[:, 1]
     rows += against_others_in("difference map and occlusion's", *differences, roles)
     if twin is not None:
@@ -335,11 +312,6 @@ def rows_of(
     for group, (indices, roles) in groups(predictions).items():
         images, logits = dataset.tensor(indices), predictions.logits[indices]
         found = rows_of_group(model, images, logits, roles, twin)
-        if group == "mistakes":
-            maps = all_maps(GradCAM(model), images, len(dataset.classes))
-            probability = predictions.probabilities[indices, roles[:, 1]]
-            in_roles = in_order(maps, role_order(logits, roles))
-            found += parts_of_mistakes(in_roles, probability, roles)
         rows += [{"group": group, "images": len(images)} | row for row in found]
     return rows
 
