@@ -344,7 +344,7 @@ def test_damaged_cache_is_ignored_and_replaced(folder, damage, monkeypatch):
 
 def test_cache_that_cannot_be_written_leaves_nothing_behind(folder):
     (folder.parent / "pets.cache.npz").mkdir()
-    with pytest.warns(UserWarning, match="decoded again: .*pets.cache.npz cannot be written"):
+    with pytest.warns(UserWarning, match="decoded again: cannot write .*pets.cache.npz"):
         assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
     assert sorted(p.name for p in folder.parent.iterdir()) == ["pets", "pets.cache.npz"]
 
@@ -354,7 +354,7 @@ def test_read_only_parent_goes_without_a_cache(folder):
     try:
         if os.access(folder.parent, os.W_OK):
             pytest.skip("this user or system may write to read-only folders")
-        with pytest.warns(UserWarning, match="decoded again: .*pets.cache.npz cannot be written"):
+        with pytest.warns(UserWarning, match="decoded again: cannot write .*pets.cache.npz"):
             assert levels(load_dataset(folder).train) == [0, 1, 2, 3]
         assert list(folder.parent.iterdir()) == [folder]
     finally:
@@ -943,7 +943,7 @@ def test_full_disk_goes_without_a_cache(small_disk, folder):
     pets = shutil.copytree(folder, small_disk / "pets")
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - (1 << 14)))
     with pytest.warns(
-        UserWarning, match="decoded again: .*pets.cache.npz cannot be written .*No space left"
+        UserWarning, match="decoded again: cannot write .*pets.cache.npz .*disk is full"
     ):
         assert levels(load_dataset(pets).train) == [0, 1, 2, 3]
     assert sorted(p.name for p in small_disk.iterdir()) == ["filler", "pets"]
@@ -953,7 +953,7 @@ def test_read_only_disk_is_told_and_gone_on_with(small_disk, folder, mirror, cap
     pets = shutil.copytree(folder, small_disk / "pets")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.warns(
-        UserWarning, match="decoded again: .*pets.cache.npz cannot be written .*Read-only"
+        UserWarning, match="decoded again: cannot write .*pets.cache.npz .*Read-only"
     ):
         assert levels(load_dataset(pets).train) == [0, 1, 2, 3]
     assert load_dataset("auto", small_disk / "data", 1, 1).name == "shapes10"

@@ -128,7 +128,8 @@ def test_test_scores_are_those_of_the_networks_calibrated_on_validation_images(
 ):
     tested = pd.read_csv(finished.folder / "mistakes-test.csv").set_index(["seed", "variant"])
     train, validation = split(small.train, 20)
-    study = runs.Study(train, validation, small.test, finished.path, TrainConfig(), 16, 2)
+    recipe = replace(mistakes.RECIPE, epochs=1, image_sizes=(16,), stronger_classes=WEAK)
+    study = runs.Study(train, validation, small.test, finished.path, recipe, 16, 2)
     classes = small.classes
     for seed in (0, 1):
         name = "the-recipe" if arm == "logit shift" else arm.replace(" ", "-")
@@ -160,8 +161,8 @@ def test_committed_records_have_the_columns_of_a_new_study(finished):
 
     for kind in ("", "-test"):
         ours = pd.read_csv(finished.folder / f"mistakes{kind}.csv").columns.map(renamed)
-        record = pd.read_csv(RECORDS / f"cifar10-mistakes{kind}.csv")
-        assert sorted(ours) == sorted(record.columns)
+        record = pd.read_csv(RECORDS / f"cifar10-mistakes{kind}.csv")  # older: without digests
+        assert sorted(set(ours) - {"recipe", "check"}) == sorted(record.columns)
         assert set(record["variant"]) == {arm.value for arm in Arm}
 
 
@@ -248,14 +249,12 @@ def made_up_outputs(tmp_path, small):
     right[Arm.CLASS_WEIGHTS, 0] = [2, 3, 4, 5]
     right[Arm.CLASS_WEIGHTS, 2] = [0, 1, 2, 3, 4]
     maps, rng = {}, np.random.default_rng(0)
-    (tmp_path / "m").mkdir()
     for key in right:
         hit = np.isin(np.arange(20), right[key])
         said = np.where(hit, held_out.labels, (held_out.labels + 1) % 10)
         logits = 9 * np.eye(10)[said] + rng.random((20, 10))
         maps[key] = rng.permuted(np.tile(np.arange(16), (20, 1)), axis=1).reshape(20, 4, 4)
-        outputs = {"validation": logits, "maps": maps[key].astype(np.float16)}
-        np.savez(study.artifact_path(*key, ".npz"), **outputs)
+        mistakes.write_outputs(study, *key, {"validation": logits, "maps": maps[key]})
     return SimpleNamespace(study=study, right=right, maps=maps)
 
 

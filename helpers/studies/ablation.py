@@ -61,11 +61,15 @@ def ablation(
     Args:
         study: says how often, how long and on which images.
         names: of variants.
-        variants: {name: what it changes}; an empty one is the recipe.
+        variants: {name: what it changes}; an empty one is the recipe. All are compared with the
+            first one, so that must be among the names, or in the table.
 
     Returns:
         The table, one row a run. Errors: as `Study.run_missing`.
     """
+    first = next(iter(variants))
+    if first not in {*names, *(row["variant"] for row in runs.read_rows(study.path))}:
+        raise ValueError(f"the others are compared with {first!r}: name it in --variants, too")
     network_name = study.path.stem.removesuffix("-ablation") + "-narrow"
     calls: dict[runs.Run, runs.Call] = {}
     for seed, name in product(range(study.seeds), names):

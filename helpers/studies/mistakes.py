@@ -9,6 +9,7 @@ The 25 runs on CIFAR-10 are kept in `records/cifar10-mistakes.csv` (validation i
 their size.
 """
 
+import io
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -28,7 +29,7 @@ from helpers.studies.cluster import on_cluster
 from helpers.studies.mistakes_summary import TAKEN_FOR_WEAK, TRAINED, WEAK, Arm, Outcomes
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device
-from helpers.support.files import write_atomically
+from helpers.support.files import one_line, read_sealed, write_atomically
 from helpers.training import augment
 
 # What some hours of two cores allow; 20 epochs reach two points more.
@@ -115,9 +116,19 @@ def _save_outputs(study: runs.Study, arm: Arm, seed: int, model: nn.Module) -> N
         "test": evaluation.predict(model, study.test).logits,
         "maps": maps.cpu().numpy(),
     }
+    write_outputs(study, arm, seed, outputs)
+
+
+def write_outputs(study: runs.Study, arm: Arm, seed: int, outputs: dict[str, np.ndarray]) -> None:
+    """Write what `load_outputs` reads, in half precision, with the digest of what it depends on."""
     small: dict[str, Any] = {name: array.astype(np.float16) for name, array in outputs.items()}
+    small["origin"] = _origin(study, arm, seed)
     path = study.artifact_path(arm, seed, ".npz")
-    write_atomically(path, lambda file: np.savez_compressed(file, **small))
+    write_atomically(path, lambda file: np.savez_compressed(file, **small), seal=True)
+
+
+def _origin(study: runs.Study, arm: Arm, seed: int) -> str:
+    return runs.short_digest(str(arm), seed, study.settings)
 
 
 def load_outputs(study: runs.Study, arm: Arm, seed: int) -> dict[str, np.ndarray]:
@@ -127,10 +138,24 @@ def load_outputs(study: runs.Study, arm: Arm, seed: int) -> dict[str, np.ndarray
         "validation" and "test": logits (N, num_classes), float16 as the other. "maps": raw maps of
         the validation images' actual classes at `layer4`, (N, h, w). The logit shift's are the
         recipe's, unshifted.
+
+    Raises:
+        ValueError: the file is damaged, or of another run, recipe or data set.
     """
     trained = Arm.RECIPE if arm == Arm.LOGIT_SHIFT else arm
-    with np.load(study.artifact_path(trained, seed, ".npz")) as file:
-        return dict(file)
+    path = study.artifact_path(trained, seed, ".npz")
+    try:
+        content, has_digest = read_sealed(path)
+        with np.load(io.BytesIO(content)) as file:
+            outputs = dict(file)
+        if not has_digest or str(outputs.pop("origin")) != _origin(study, trained, seed):
+            raise ValueError("of another run")
+        return outputs
+    except Exception as error:  # which one depends on where the file is damaged
+        raise ValueError(
+            f"{path} does not hold this run's outputs ({one_line(error)}): take its row out of "
+            f"{study.path.name}, and run this again"
+        ) from error
 
 
 def calibrated_predictions(study: runs.Study, arm: Arm, seed: int, part: str) -> Predictions:

@@ -1,11 +1,13 @@
 """What the studies share: their runs, the table of results, and the options of their commands."""
 
 import argparse
+import hashlib
 import io
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from helpers.evaluation import predict
 from helpers.model import load_pretrained, resnet18, save_weights
 from helpers.studies.cluster import WORKER_COMMAND
 from helpers.support.command import add_arguments, config_from_args, make_parser
-from helpers.support.files import exclusive_lock, project_root, write_atomically
+from helpers.support.files import exclusive_lock, one_line, project_root, write_atomically
 from helpers.support.intervals import student_half_width
+from helpers.support.loader import require_images
+from helpers.support.weights import write_weights
 from helpers.training import TrainConfig, fit
 
 Run = tuple[int, str]  # seed and variant
@@ -51,7 +55,7 @@ class Study:
     seeds: int
     jobs: int = 1
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, int | str]:
         """What must be the same for all rows of a table, as its columns hold it."""
         return {
@@ -59,7 +63,8 @@ class Study:
             "sizes": str(self.recipe.image_sizes),
             "width": self.width,
             "stronger_classes": str(self.recipe.stronger_classes),
-            "data": self.train.digest + self.validation.digest,
+            "data": self.train.digest + self.validation.digest + self.test.digest,
+            "recipe": short_digest(self.recipe),
         }
 
     def artifact_path(self, variant: str, seed: int, suffix: str) -> Path:
@@ -113,26 +118,56 @@ class Study:
 
 
 def _row(study: Study, seed: int, variant: str, function: Callable, *arguments: Any) -> dict:
-    return {"variant": str(variant), "seed": seed, **function(study, *arguments)}
+    _end_if_orphaned({})
+    try:
+        return {"variant": str(variant), "seed": seed, **function(study, *arguments)}
+    except SystemExit:  # by a signal: else this process would take the next run
+        if multiprocessing.parent_process():
+            os._exit(1)
+        raise
+
+
+def short_digest(*facts: object) -> str:
+    """Sixteen hexadecimal digits that tell these facts from others."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def read_rows(path: Path) -> list[dict]:
     """The rows of a table, {column: value} each; none where there is no file.
 
     A last row without a line end is dropped: a copy was cut short there.
+
+    Raises:
+        ValueError: a row is not as `write_table` wrote it.
     """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]
-    if not complete:
-        return []
-    return pd.read_csv(io.StringIO(complete)).to_dict("records")
+    content = path.read_bytes()
+    try:
+        complete = content[: content.rfind(b"\n") + 1].decode()
+        if not complete:
+            return []
+        rows = _as_text(complete).to_dict("records")
+        for number, row in enumerate(rows, start=1):
+            if row.pop("check") != short_digest(row):
+                raise ValueError(f"the check of row {number} differs")
+        return pd.read_csv(io.StringIO(complete)).drop(columns="check").to_dict("records")
+    except Exception as error:  # which one depends on where the file is damaged
+        raise ValueError(
+            f"{path} is damaged, or an older version's ({one_line(error)}): "
+            "take such rows out, or name another file"
+        ) from error
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as CSV, in one step. Errors: as `write_atomically`."""
-    write_atomically(path, lambda file: table.to_csv(file, index=False))
+    """Write a table as CSV, in one step, each row with a check. Errors: as `write_atomically`."""
+    text = _as_text(table.to_csv(index=False))
+    text["check"] = [short_digest(row) for row in text.to_dict("records")]
+    write_atomically(path, lambda file: text.to_csv(file, index=False))
+
+
+def _as_text(table: str) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(table), dtype=str, keep_default_na=False)
 
 
 def _require_settings(rows: list[dict], settings: dict, path: Path) -> None:
@@ -159,9 +194,13 @@ def train_once(
         changes: {field: value}, to the recipe.
         keep: where its weights go; None: nowhere.
 
+    Raises:
+        ValueError: there are no validation images.
+
     Returns:
         train_accuracy of the last epoch, validation_loss and validation_accuracy, to four digits.
     """
+    require_images(len(study.validation))  # before hours of training
     torch.manual_seed(seed)
     mean, std = channel_statistics(study.train.images)
     model = resnet18(len(study.train.classes), study.width, mean, std)
@@ -207,7 +246,7 @@ def train_and_test(study: Study, variant: str, seed: int, changes: dict) -> dict
         """The weights of the last step: after it `fit` puts their average into the model."""
         _end_if_orphaned(row)
         if row["epoch"] == config.epochs:
-            save_weights(model, path, study.train.classes)
+            write_weights(path, model.state_dict(), study.train.classes, ("mean", "std"))
 
     checkpoint = study.artifact_path(variant, seed, ".checkpoint")
     history = fit(model, study.train, None, config, checkpoint=checkpoint, log=keep_last)
@@ -243,7 +282,8 @@ def paired(table: pd.DataFrame, measure: str, variants: Iterable[str]) -> pd.Dat
     Args:
         table: rows of runs, with the columns seed, variant and `measure`.
         measure: the column to compare.
-        variants: names in the order of the result's rows; those without runs are left out.
+        variants: names in the order of the result's rows; those without runs are left out. The
+            first one must have runs.
 
     Returns:
         One row a variant. Columns: mean and standard deviation over its seeds; difference, the mean
@@ -251,8 +291,9 @@ def paired(table: pd.DataFrame, measure: str, variants: Iterable[str]) -> pd.Dat
         interval by Student's t; seeds, their number.
     """
     by_seed = table.pivot(index="seed", columns="variant", values=measure)
-    by_seed = by_seed[[name for name in variants if name in by_seed]]
-    differences = by_seed.sub(by_seed.iloc[:, 0], axis=0)
+    first, *others = variants
+    by_seed = by_seed[[first, *(name for name in others if name in by_seed)]]
+    differences = by_seed.sub(by_seed[first], axis=0)
     mean, error, seeds = differences.mean(), differences.sem(), differences.count()
     half_width = student_half_width(error, seeds - 1)
     columns = {
@@ -308,7 +349,15 @@ def add_variants(
 
 
 def study_from_args(args: argparse.Namespace, name: str, recipe: TrainConfig) -> Study:
-    """The study that was asked for by the options of `study_parser`."""
+    """The study that was asked for by the options of `study_parser`.
+
+    Raises:
+        ValueError: an option has a value that will not do.
+    """
+    if args.seeds < 1 or args.jobs < 1:
+        raise ValueError("--seeds and --jobs must be at least 1")
+    if args.output and args.output.suffix != ".csv":
+        raise ValueError(f"--output {args.output} is to be a table: let its name end in .csv")
     data = load_dataset(args.data, train_size=args.train_size)
     train, validation = data.train, data.train.subset([])
     if args.validation_size:

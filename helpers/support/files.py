@@ -1,4 +1,4 @@
-"""Where files lie, and how one is written so that a crash leaves the old one or the new one.
+"""Where files lie, and how one is written: whole, on the disk before it has its name, and sealed.
 
 Data sets are kept in `data/`, the decoded images of a folder beside it (`<folder>.cache.npz`),
 weights, checkpoints and tables in `runs/`, CIFAR-10's figures in `images/`, pages in `html/`.
@@ -6,6 +6,7 @@ WALKTHROUGH_ROOT puts `data/`, `runs/` and `images/` elsewhere.
 """
 
 import errno
+import hashlib
 import io
 import os
 import re
@@ -19,6 +20,8 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
+SEAL = b"\nsha256 "  # stands at the end of a file, before the digest of all before it
+SUMS = "SHA256SUMS"  # a list of digests, as the command sha256sum reads it
 FOLDER_LOCK = ".walkthrough-lock"  # lies in a temporary folder, locked while its process lives
 CONTROLS = r"\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"  # characters that a terminal obeys
 NO_LOCKS_HERE = (errno.ENOTSUP, errno.ENOLCK)  # what a disk without locks answers
@@ -53,15 +56,23 @@ def one_line(text: object, encoding: str = "utf-8") -> str:
 
 
 def write_atomically(
-    path: str | os.PathLike, write: Callable[[BinaryIO], object], keep_previous: bool = False
+    path: str | os.PathLike,
+    write: Callable[[BinaryIO], object],
+    keep_previous: bool = False,
+    seal: bool = False,
 ) -> None:
-    """Write a file in one step: the old file stays until the new one is complete.
+    """Write a file in one step: the old file stays until the new one is complete, and on the disk.
+
+    So a process that is killed, and a power cut, leave one of the two. What a killed process had
+    begun to write in this folder is removed.
 
     Args:
-        path: where to write; missing folders are made.
+        path: where to write, `~` for one's home; missing folders are made.
         write: called with a binary file in memory. (In memory because `torch.save` reports a full
             disk as "unexpected pos".)
         keep_previous: rename the old file to `<path>.previous` instead of replacing it.
+        seal: end the file with its digest, which `read_sealed` compares. PyTorch, NumPy and other
+            readers of zip files pass over it.
 
     Raises:
         OSError: the disk is full or cannot be written to; one line that names the path. What was
@@ -69,20 +80,64 @@ def write_atomically(
     """
     content = io.BytesIO()
     write(content)
-    path = Path(path)
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    if seal:
+        digest = hashlib.sha256(content.getbuffer()).hexdigest()
+        content.write(SEAL + digest.encode())
+    path = Path(os.path.expanduser(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.getbuffer())
-        if keep_previous and path.exists():
-            os.replace(path, f"{path}.previous")
-        os.replace(temporary, path)
+        remove_stale_temporaries(path.parent)
+        with temporary_sibling(path.parent, ".write-") as folder:
+            temporary = folder / path.name
+            with open(temporary, "wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            if keep_previous and path.exists():
+                os.replace(path, f"{path}.previous")
+            os.replace(temporary, path)
+            _keep_names(path.parent)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise OSError(f"cannot write {path} ({reason}): make room, or write elsewhere") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+
+
+def _keep_names(folder: Path) -> None:
+    """Have the disk keep the names in a folder; Windows and some network disks cannot."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_sealed(path: str | os.PathLike) -> tuple[memoryview, bool]:
+    """Read a file, and compare its digest before anything else is done with it.
+
+    Returns:
+        Its content without the seal, and whether it has a digest: at its end, or in a SHA256SUMS
+        beside it.
+
+    Raises:
+        ValueError: the content is not what was written.
+        OSError: the file cannot be read.
+    """
+    content = memoryview(Path(path).read_bytes())
+    end = len(content) - len(SEAL) - 64
+    expected = _listed_digest(Path(path))
+    if content[max(end, 0) : -64] == SEAL:
+        content, expected = content[:end], bytes(content[-64:]).decode("ascii", "replace")
+    if expected and hashlib.sha256(content).hexdigest() != expected:
+        raise ValueError("its digest differs")
+    return content, bool(expected)
+
+
+def _listed_digest(path: Path) -> str:
+    sums = path.with_name(SUMS)
+    lines = sums.read_text("utf-8", "replace").splitlines() if sums.is_file() else []
+    listed = [line.split("  ", 1)[0] for line in lines if line.endswith(f"  {path.name}")]
+    return listed[0] if listed else ""
 
 
 @contextmanager
@@ -93,8 +148,7 @@ def exclusive_lock(path: str | os.PathLike) -> Iterator[None]:
     lock file stays. On a disk without locks there is no protection.
 
     Args:
-        path: the file to protect; missing folders are made. Leftover temporary files of
-            `write_atomically` beside it are removed.
+        path: the file to protect; missing folders are made.
 
     Raises:
         BlockingIOError: another process holds the lock.
@@ -105,8 +159,6 @@ def exclusive_lock(path: str | os.PathLike) -> Iterator[None]:
     with ExitStack() as held:
         try:
             held.enter_context(FileLock(f"{path}.lock", timeout=0))
-            for leftover in path.parent.glob(f"{path.name}.*.tmp"):
-                leftover.unlink()
         except Timeout:
             raise BlockingIOError(
                 f"another run is writing {path}: wait for its end, or name another place"

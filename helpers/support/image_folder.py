@@ -1,10 +1,10 @@
 """Read a folder `{train,test}/<class>/*.png` as arrays, and cache them beside it."""
 
 import hashlib
+import io
 import os
 import re
 import warnings
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from helpers.support.files import CONTROLS, one_line, remove_stale_temporaries, temporary_sibling
-from helpers.support.image_files import crop_and_shrink, read_image
+from helpers.support.files import (
+    CONTROLS,
+    one_line,
+    read_sealed,
+    remove_stale_temporaries,
+    write_atomically,
+)
+from helpers.support.image_files import SIZE, crop_and_shrink, read_image
 
 # Files that count as images. The last three kinds are not read, but named in an error: an image
 # that was passed over in silence would be missing from its class.
@@ -60,7 +66,7 @@ def read_image_folder(folder: Path) -> FolderContent:
     samples = train + test
     cache = folder.parent / f"{folder.name}.cache.npz"
     fingerprint = _fingerprint(samples)
-    images = _read_cache(cache, fingerprint)
+    images = _read_cache(cache, fingerprint, len(samples))
     if images is None:
         progress = tqdm(samples, desc=f"decoding {one_line(folder.name)}")
         images = np.stack([crop_and_shrink(read_image(path)) for path, _ in progress])
@@ -148,23 +154,24 @@ def _fingerprint(samples: list[Sample]) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _read_cache(path: Path, key: str) -> np.ndarray | None:
+def _read_cache(path: Path, key: str, count: int) -> np.ndarray | None:
     """The cached images, or None where there are none, or damaged ones, or those of other files."""
-    unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-    with suppress(*unreadable), np.load(path) as file:
-        if str(file["key"]) == key:
-            return file["images"]
+    with suppress(Exception):  # which one depends on where the file is damaged
+        content, has_digest = read_sealed(path)
+        with np.load(io.BytesIO(content)) as file:
+            images = file["images"]
+            fits = images.shape == (count, SIZE, SIZE, 3) and images.dtype == np.uint8
+            if has_digest and fits and str(file["key"]) == key:
+                return images
     return None
 
 
 def _write_cache(path: Path, **arrays) -> None:
     """Write a cache file in one step; a folder that cannot be written to goes without."""
     try:
-        with temporary_sibling(path.parent, ".cache-") as folder:
-            np.savez(folder / path.name, **arrays)
-            os.replace(folder / path.name, path)
+        write_atomically(path, lambda file: np.savez(file, **arrays), seal=True)
     except OSError as error:
         warnings.warn(
-            f"the images will be decoded again: {path} cannot be written ({one_line(error)})",
+            f"the images will be decoded again: {one_line(error)}",
             stacklevel=2,
         )

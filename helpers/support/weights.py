@@ -1,5 +1,6 @@
 """Files of weights and checkpoints: written in half precision, checked before they are believed."""
 
+import io
 import os
 import pickle
 import zipfile
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from helpers.support.device import plain_name
-from helpers.support.files import write_atomically
+from helpers.support.files import read_sealed, write_atomically
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -26,18 +27,31 @@ def all_finite(state: object) -> bool:
 def load_checked(path: str | os.PathLike) -> dict:
     """Read what `torch.save` wrote, onto the CPU. Nothing in the file is executed.
 
-    The checksums (CRC-32) are compared first, because `torch.load` does not: it would read a
-    flipped bit as another weight.
-
     Raises:
         Exception: of any kind, for a damaged file; ValueError for a number that is not finite.
     """
-    if zipfile.ZipFile(path).testzip() is not None:
-        raise ValueError("its checksum differs")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    content, has_digest = read_sealed(path)
+    file = io.BytesIO(content) if has_digest else _repacked(content)
+    state = torch.load(file, map_location="cpu", weights_only=True)
     if not all_finite(state):
         raise ValueError("a number in it is NaN or infinite")
     return state
+
+
+def _repacked(content: memoryview) -> io.BytesIO:
+    """The entries of an archive without a digest, in a new one.
+
+    PyTorch compares no checksums, and reads what the archive's directory says: zipfile compares
+    each entry's CRC-32, and of the directory only the names are kept.
+    """
+    if content[-22:-18] != b"PK\5\6":  # a seal was cut or damaged, or the archive
+        raise ValueError("its end is damaged")
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    file.seek(0)
+    return file
 
 
 def write_weights(
@@ -69,7 +83,7 @@ def write_weights(
             "train with a lower peak_lr"
         )
     content = small | {"classes": tuple(map(str, classes))}
-    write_atomically(path, lambda file: torch.save(content, file))
+    write_atomically(path, lambda file: torch.save(content, file), seal=True)
 
 
 def find_weights(name: str | os.PathLike, shipped: Path, root: Path) -> Path:
@@ -86,7 +100,7 @@ def find_weights(name: str | os.PathLike, shipped: Path, root: Path) -> Path:
     candidates = [
         shipped / f"{name}.pt",
         root / "runs" / f"{name}.pt",
-        Path(name),
+        Path(os.path.expanduser(name)),
         root / name,
     ]
     for path in candidates:
