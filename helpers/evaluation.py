@@ -1,7 +1,7 @@
 """Score a network: predict once, then derive everything else from the arrays."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from helpers.data import Dataset
+from helpers.support.device import eval_mode
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Predictions:
         logits: (N, num_classes) float32.
         labels: (N,) int64, indices into `classes`.
         classes: names, in the order of the logits.
+        source: the images that `predict` was given; None of predictions that it did not make.
 
     Raises:
         ValueError: a logit is not finite, there is not one logit for each class, or a label is not
@@ -33,6 +35,7 @@ class Predictions:
     logits: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    source: Dataset | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         count, num_classes = len(self.labels), len(self.classes)
@@ -83,7 +86,7 @@ class Predictions:
 def predict(
     model: nn.Module, dataset: Dataset, batch_size: int = 100, flip: bool = False
 ) -> Predictions:
-    """Run a model on a data set in eval mode, on the model's device; then restore its mode.
+    """Run a model on a data set in eval mode, on the model's device; then restore its parts' modes.
 
     Args:
         model: maps images (N, 3, 32, 32) in [0, 1] to logits (N, num_classes).
@@ -99,20 +102,37 @@ def predict(
     if len(dataset) == 0:
         raise ValueError("there are no images to predict: take a data set of one or more")
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     batches = []
     starts = range(0, len(dataset), batch_size)
-    for start in tqdm(starts, leave=False, unit="batch", desc="predicting"):
-        images = dataset.tensor(slice(start, start + batch_size))
-        images = images.to(device, memory_format=torch.channels_last)
-        logits = model(images)
-        if flip:
-            logits = (logits + model(images.flip(-1))) / 2
-        batches.append(logits)
-    model.train(was_training)
+    with eval_mode(model):
+        for start in tqdm(starts, leave=False, unit="batch", desc="predicting"):
+            images = dataset.tensor(slice(start, start + batch_size))
+            images = images.to(device, memory_format=torch.channels_last)
+            logits = model(images)
+            if flip:
+                logits = (logits + model(images.flip(-1))) / 2
+            batches.append(logits)
     all_logits = torch.cat(batches).float().cpu().numpy()
-    return Predictions(all_logits, dataset.labels, tuple(dataset.classes))
+    return Predictions(all_logits, dataset.labels, tuple(dataset.classes), dataset)
+
+
+def require_source(predictions: Predictions, model: nn.Module, dataset: Dataset) -> None:
+    """Refuse predictions that `predict` made of other images, or by another network.
+
+    Raises:
+        ValueError: the images, labels or classes differ, or the logits of the first images are not
+            this network's.
+    """
+    if predictions.source is None:
+        return
+    images_are_same = predictions.source.digest == dataset.digest
+    logits = predict(model, dataset.subset(slice(20))).logits
+    # On another device the same network's logits differ by some hundredths.
+    if not images_are_same or np.abs(logits - predictions.logits[:20]).max() > 0.1:
+        raise ValueError(
+            "these predictions are of other images or by another network: "
+            "make them by predict(model, dataset) of what is shown"
+        )
 
 
 def margin_matched_correct(predictions: Predictions) -> np.ndarray:

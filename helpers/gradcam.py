@@ -2,8 +2,8 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from helpers.support.device import plain_name, to_device_of, unwrapped
+from helpers.support.device import eval_mode, plain_name, to_device_of, unwrapped
 
 ClassNumbers = ArrayLike | Tensor | None
 _LOCK = threading.RLock()  # one explanation at a time: each puts a hook into its model for a moment
@@ -284,18 +284,6 @@ def _may_have_channels_last(output: Tensor, images: Tensor, model: nn.Module) ->
         return False
     # If as many channels as rows leave it open: who puts channels last norms them with LayerNorm.
     return not fits(*output.shape[2:]) or any(isinstance(m, nn.LayerNorm) for m in model.modules())
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch the model to eval mode, and give every module its own mode back at the end."""
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in in_training:
-            module.training = True
 
 
 def _check_images(images: Tensor, scale_checked: bool) -> None:

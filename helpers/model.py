@@ -235,10 +235,16 @@ def save_weights(model: PreActResNet, path: str | os.PathLike, classes: Iterable
         classes: names, in the order of the logits.
 
     Raises:
-        ValueError: a weight is NaN, or beyond half precision.
+        ValueError: a weight is NaN, or beyond half precision; the training was stopped; the network
+            is a dilated one, which the file could not tell from the one that it was made of.
         OSError: the file cannot be written.
     """
-    write_weights(path, unwrapped(model).state_dict(), classes, full_precision=("mean", "std"))
+    network = unwrapped(model)
+    if vars(network).get("unfinished"):
+        raise ValueError(f"this network's training was stopped: let `fit` end, then write {path}")
+    if network.get_submodule("layer4.1.conv1").dilation != (1, 1):
+        raise ValueError("a dilated network is not written: write the one that it was made of")
+    write_weights(path, network.state_dict(), classes, full_precision=("mean", "std"))
 
 
 def load_pretrained(

@@ -294,7 +294,9 @@ def test_command_trains_and_writes_weights_history_and_checkpoint(tmp_path, monk
     names = {field.name for field in fields(TrainConfig)}
     of_config = {name: value for name, value in saved["identity"].items() if name in names}
     assert TrainConfig(**of_config) == config
-    assert saved["identity"].keys() - names == {"classes", "images", "parameters", "processes"}
+    assert saved["identity"].keys() - names == {
+        *("classes", "images", "network", "parameters", "processes")
+    }
     assert saved["identity"]["classes"] == shapes.CLASSES and len(saved["identity"]["images"]) == 2
     loaded = load_pretrained(tmp_path / "out" / "weights.pt", shapes.CLASSES)
     assert loaded.stem.out_channels == 16

@@ -128,6 +128,7 @@ def test_cores_are_shared_among_the_loaders_of_all_processes(
 ):
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     monkeypatch.setenv("WORLD_SIZE", f"{processes}")
+    monkeypatch.setenv("RANK", "0")
     assert loader_workers(torch.device(device)) == expected
 
 

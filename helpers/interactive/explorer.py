@@ -13,7 +13,7 @@ from PIL import Image
 
 from helpers import plots
 from helpers.data import Dataset
-from helpers.evaluation import Predictions
+from helpers.evaluation import Predictions, require_source
 from helpers.gradcam import GradCAM, as_heatmaps
 from helpers.interactive.embed import embed, quantised, to_base64
 from helpers.model import PreActResNet, dilated
@@ -43,6 +43,9 @@ def explore(
 
     Returns:
         The explorer, to show in a notebook or on a page.
+
+    Raises:
+        ValueError: predictions of other images, or by another network.
     """
     dataset, predictions = next(iter(sets.values()))
     classes = dataset.classes
@@ -52,6 +55,7 @@ def explore(
     rows: list[dict[str, Any]] = []
     parts = []
     for number, (images, answers) in enumerate(sets.values()):
+        require_source(answers, model, images)
         chosen = choose_images(answers, count)
         rows.extend(_rows(number, answers, chosen))
         parts.append(images.subset(chosen))

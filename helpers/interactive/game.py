@@ -5,7 +5,7 @@ from IPython.display import HTML
 
 from helpers import plots
 from helpers.data import Dataset
-from helpers.evaluation import Predictions
+from helpers.evaluation import Predictions, require_source
 from helpers.gradcam import GradCAM, as_heatmaps
 from helpers.interactive.embed import embed, quantised
 from helpers.interactive.explorer import match_mistakes
@@ -35,8 +35,10 @@ def play(
         The game, to show in a notebook or on a page.
 
     Raises:
-        ValueError: there are no mistakes, or no right predictions.
+        ValueError: there are no mistakes, or no right predictions, or the predictions are of other
+            images or by another network.
     """
+    require_source(predictions, model, dataset)
     rng = np.random.default_rng(seed)
     indices = rng.permutation(match_mistakes(predictions, rounds // 2, rng).ravel())
     if not len(indices):

@@ -31,6 +31,11 @@ def field_comments(config_class: type) -> dict[str, str]:
     return comments
 
 
+def as_path(text: str) -> Path:
+    """A path, `~` for one's home: a shell leaves that in `--output=~/x` as it is."""
+    return Path(os.path.expanduser(text))
+
+
 def make_parser(command: str, **defaults) -> argparse.ArgumentParser:
     """A parser with the options that all commands share.
 
@@ -49,7 +54,7 @@ def make_parser(command: str, **defaults) -> argparse.ArgumentParser:
         "--validation-size", type=int, help="training images held out to choose by; 0: none"
     )
     parser.add_argument("--width", type=int, help="channels of the first stage")
-    parser.add_argument("--output", type=Path, help="where to write, and to go on from")
+    parser.add_argument("--output", type=as_path, help="where to write, and to go on from")
     parser.add_argument(
         "--device", type=_choose_device, help="cpu, cuda, xpu or mps; a GPU that works if not given"
     )
@@ -106,12 +111,13 @@ def one_line_errors() -> Iterator[None]:
 
     Its status is 2 for an error, 1 for Ctrl-C.
     """
+    rank, world_size = 0, 1
     try:
+        rank, world_size = rank_and_world_size()
         yield
     except KeyboardInterrupt as stopped:
-        sys.exit(f"{stopped}")
+        sys.exit(str(stopped) or "stopped")
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        rank, world_size = rank_and_world_size()
         # Other processes may say the same, or have caused this error by their own end. torchrun
         # ends this process once the first has ended: so wait, and only one line is printed.
         if world_size > 1 and (rank > 0 or isinstance(error, RuntimeError)):

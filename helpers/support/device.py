@@ -4,6 +4,8 @@ import copy
 import functools
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +100,18 @@ def to_device_of(model, images: torch.Tensor) -> torch.Tensor:
     """The images on the device of the model's parameters; a plain function has none."""
     parameters = list(model.parameters()) if hasattr(model, "parameters") else []
     return images.to(parameters[0].device) if parameters else images
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch the model to eval mode, and give every module its own mode back at the end."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
 
 
 def compile_or_explain(model: nn.Module, example: torch.Tensor):

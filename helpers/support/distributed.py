@@ -24,8 +24,19 @@ def rank_and_world_size() -> tuple[int, int]:
     """This process's number, and how many train one network together: (0, 1) alone.
 
     torchrun, and accelerate's `notebook_launcher`, set both in each process's environment.
+
+    Raises:
+        ValueError: they set one of them, or numbers that do not go together.
     """
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    if not rank and not world_size:
+        return 0, 1
+    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
+        raise ValueError(
+            f"RANK={rank} and WORLD_SIZE={world_size} in the environment do not go together: "
+            "start with torchrun, or unset both"
+        )
+    return int(rank), int(world_size)
 
 
 @contextmanager

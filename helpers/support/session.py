@@ -1,5 +1,6 @@
 """What surrounds a training loop: locks, resumption, signals to stop, processes, checkpoints."""
 
+import hashlib
 import math
 import os
 import signal
@@ -73,11 +74,13 @@ class Session:
         self.rank, self.world_size = rank_and_world_size()
         parameters = sum(p.numel() for p in state.model.parameters())
         self.identity = identity | {"parameters": parameters, "processes": self.world_size}
+        self.identity["network"] = structure_digest(state.model)
         self.example = torch.zeros(2, 3, SIZE, SIZE, device=device)  # to try the network with
-        self.checkpoint = Path(checkpoint) if checkpoint else None
+        self.checkpoint = Path(os.path.expanduser(checkpoint)) if checkpoint else None
         self.log = log
         self.compile = compile
         self.network = state.model
+        self.network.unfinished = True  # until `__exit__` without an error: `save_weights` looks
         self.history: list[dict] = []
         self.start_epoch()
 
@@ -110,6 +113,7 @@ class Session:
         return self
 
     def __exit__(self, *error):
+        self.state.model.unfinished = error[0] is not None
         return self._exit_stack.__exit__(*error)
 
     def batches(self, loader: DataLoader) -> Iterator:
@@ -211,7 +215,7 @@ class Session:
         """The states of all parts, and how far the run has come."""
         states = {name: part.state_dict() for name, part in self.state.parts().items()}
         progress = {"history": self.history, "step": self.step, "seen": self.seen}
-        return states | progress | {"totals": self.totals}
+        return states | progress | {"totals": self.totals, "threads": torch.get_num_threads()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go back to what `state_dict` returned."""
@@ -221,6 +225,9 @@ class Session:
         self.step = saved["step"]
         self.seen = saved["seen"]
         self.totals.copy_(saved["totals"])
+        there, here = saved["threads"], torch.get_num_threads()
+        if there != here and self.is_main:  # sums are added up in another order
+            print(f"resumed with {here} threads, not {there}: the last digits will differ")
 
     def _stop_requested(self) -> int:
         """The signal that came to any of the processes, or 0: all learn of it after one batch."""
@@ -243,3 +250,9 @@ class Session:
         with suppress(OSError):  # the terminal may be gone
             print(message, file=sys.stderr)
         sys.exit(128 + number)
+
+
+def structure_digest(model: torch.nn.Module) -> str:
+    """Sixteen digits that tell layers and frozen weights from others, whatever their values."""
+    learns = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
+    return hashlib.sha256(f"{model}{learns}".encode()).hexdigest()[:16]
