@@ -1,6 +1,7 @@
 """What the studies share: their runs, the table of results, and the options of their commands."""
 
 import argparse
+import csv
 import hashlib
 import io
 import multiprocessing
@@ -58,13 +59,14 @@ class Study:
     @cached_property
     def settings(self) -> dict[str, int | str]:
         """What must be the same for all rows of a table, as its columns hold it."""
+        named: dict[str, Any] = {"epochs": 1, "image_sizes": (32,), "stronger_classes": ()}
         return {
             "epochs": self.recipe.epochs,
             "sizes": str(self.recipe.image_sizes),
             "width": self.width,
             "stronger_classes": str(self.recipe.stronger_classes),
             "data": self.train.digest + self.validation.digest + self.test.digest,
-            "recipe": short_digest(self.recipe),
+            "recipe": short_digest(replace(self.recipe, **named)),
         }
 
     def artifact_path(self, variant: str, seed: int, suffix: str) -> Path:
@@ -147,8 +149,7 @@ def read_rows(path: Path) -> list[dict]:
         complete = content[: content.rfind(b"\n") + 1].decode()
         if not complete:
             return []
-        rows = _as_text(complete).to_dict("records")
-        for number, row in enumerate(rows, start=1):
+        for number, row in enumerate(csv.DictReader(io.StringIO(complete)), start=1):
             if row.pop("check") != short_digest(row):
                 raise ValueError(f"the check of row {number} differs")
         return pd.read_csv(io.StringIO(complete)).drop(columns="check").to_dict("records")
@@ -161,13 +162,9 @@ def read_rows(path: Path) -> list[dict]:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV, in one step, each row with a check. Errors: as `write_atomically`."""
-    text = _as_text(table.to_csv(index=False))
-    text["check"] = [short_digest(row) for row in text.to_dict("records")]
-    write_atomically(path, lambda file: text.to_csv(file, index=False))
-
-
-def _as_text(table: str) -> pd.DataFrame:
-    return pd.read_csv(io.StringIO(table), dtype=str, keep_default_na=False)
+    rows = csv.DictReader(io.StringIO(table.to_csv(index=False)))
+    checked = table.assign(check=[short_digest(row) for row in rows])
+    write_atomically(path, lambda file: checked.to_csv(file, index=False))
 
 
 def _require_settings(rows: list[dict], settings: dict, path: Path) -> None:
