@@ -52,7 +52,16 @@ def test_maps_on_64_cells_are_the_dilated_networks_and_every_other_cell_is_the_o
     assert maps["centre first"][0].argmax() in (27, 28, 35, 36)
 
 
-@pytest.mark.parametrize(("test", "rows"), [("answers", None), ("deletion", 9)])
+def test_between_old_cells_are_the_means_of_their_neighbours_and_at_the_edge_the_last_again():
+    old = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    fine = finer_maps.interpolated(old)
+    torch.testing.assert_close(fine[:, ::2, ::2], old)
+    torch.testing.assert_close(fine[:, 2, 1], (old[:, 1, 0] + old[:, 1, 1]) / 2)
+    torch.testing.assert_close(fine[:, 5, 3], old[:, 2:4, 1:3].mean((1, 2)))
+    torch.testing.assert_close(fine[:, 7, 2], old[:, 3, 1])
+
+
+@pytest.mark.parametrize(("test", "rows"), [("answers", None), ("deletion", 10)])
 def test_the_command_writes_a_table(test, rows, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(finer_maps, "load_dataset", load_few_test_images)
     path = tmp_path / "table.csv"

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from helpers.data import Dataset, load_dataset
 from helpers.evaluation import Predictions, margin_matched_correct, predict
@@ -100,6 +100,16 @@ def _groups(original: Predictions) -> Iterator[tuple[str, np.ndarray]]:
     yield from ((name, some) for name, some in groups.items() if len(some))
 
 
+def interpolated(coarse: Tensor) -> Tensor:
+    """Maps (N, 8, 8) whose every other cell is one of the coarse maps' (N, 4, 4).
+
+    The cells in between are the means of their old neighbours. They have the places of a dilated
+    map's cells, and have seen nothing of the image that the coarse maps have not.
+    """
+    repeated = pad(coarse[:, None], (0, 1, 0, 1), mode="replicate")  # beyond the last: the last
+    return interpolate(repeated, (9, 9), mode="bilinear", align_corners=True)[:, 0, :8, :8]
+
+
 def maps_on_64_cells(
     model: PreActResNet, images: Tensor, classes: np.ndarray, rng: np.random.Generator
 ) -> dict[str, Tensor]:
@@ -126,6 +136,7 @@ def maps_on_64_cells(
 
     return {
         "4 x 4, enlarged": enlarge(coarse["own map"][:, None]),
+        "4 x 4, interpolated": interpolated(coarse["own map"]),
         "8 x 8, dilated": own,
         "8 x 8, averaged to 4 x 4": enlarge(avg_pool2d(own[:, None], 2)),
         "8 x 8, layer3": torch.cat(of_layer3),
