@@ -89,7 +89,7 @@ def explainers(model: nn.Module, layer: str = "layer4") -> dict[str, Callable[..
         "Grad-CAM++": grad_cam_plus_plus,
         "class-free map": class_free,
     }
-    found: dict[str, Callable[..., Tensor]] = {"occlusion": partial(occlusion, model)}
+    found: dict[str, Callable[..., Tensor]] = {}
     for name, method in methods.items():
         found[name] = GradCAM(model, layer, method=method).evidence
-    return found
+    return found | {"occlusion": partial(occlusion, model)}
