@@ -9,6 +9,7 @@ import math
 import os
 import runpy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args
 
@@ -59,8 +60,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             # Numbers of NumPy become Python's: a checkpoint is read without executing anything.
-            value = np.asarray(getattr(self, field.name)).tolist()
+            value = getattr(self, field.name)
+            with suppress(ValueError):  # of what is no array, such as ((1, 2), 3)
+                value = np.asarray(value).tolist()
             value = tuple(value) if isinstance(value, list) else value
+            if field.type is float and type(value) is int:  # PyTorch takes none above 64 bits
+                value = float(value)
             object.__setattr__(self, field.name, value)
             allowed = RANGES.get(field.name)
             is_missing = value == () and field.default  # no size of images
@@ -106,6 +111,7 @@ def is_allowed(value: Any, kind: Any, allowed: pd.Interval | None) -> bool:
         part = get_args(kind)[0]
         return isinstance(value, tuple) and all(is_allowed(v, part, allowed) for v in value)
     is_of_kind = isinstance(value, (int, float) if kind is float else kind)
+    is_of_kind &= isinstance(value, bool) == (kind is bool)
     return is_of_kind and (allowed is None or value in allowed)
 
 
@@ -205,7 +211,7 @@ def make_criterion(train: Dataset, config: TrainConfig) -> Callable:
             logits, labels, reduction=reduction, label_smoothing=config.label_smoothing
         )
 
-    weights = np.array(config.class_weights)
+    weights = np.array(config.class_weights, float)
     if len(weights) not in (0, num_classes):
         raise ValueError(
             f"class_weights must be {num_classes} numbers, one for each class: got {weights}"

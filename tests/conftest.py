@@ -9,10 +9,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile(
+    "fixed", max_examples=30, derandomize=True, database=None, deadline=None, print_blob=True
+)
+settings.register_profile(
+    "open", settings.get_profile("fixed"), max_examples=1000, derandomize=False
+)
+settings.load_profile("fixed")
 
 os.environ["WALKTHROUGH_DATA"] = "shapes10"
 os.environ["WALKTHROUGH_IMAGES"] = "100"  # in an explorer: as many as tests need
@@ -102,6 +112,20 @@ def notebook_environment() -> dict[str, str]:
 
 def pytest_configure(config):
     config.pluginmanager.register(NotebookRuns())
+    if not hasattr(config, "workerinput"):  # workers have the environment of their parent
+        watch_kernels(config)
+
+
+def watch_kernels(config):
+    """Let the kernel of every notebook run watch.py first."""
+    folder = tempfile.mkdtemp(prefix="ipython-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    startup = Path(folder, "profile_default", "startup")
+    startup.mkdir(parents=True)
+    script = Path(__file__).with_name("watch.py")
+    code = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+    (startup / "watch.py").write_text(code, encoding="utf-8")
+    os.environ["IPYTHONDIR"] = folder
 
 
 @pytest.fixture
