@@ -360,7 +360,7 @@ def test_torchrun_ends_with_a_checkpoint_and_one_line_and_fewer_processes_are_re
     environment = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(torchrun, cwd=project, env=environment, **pipes)
-    process.stdout.readline()  # an epoch is done
+    next(line for line in process.stdout if line.startswith("epoch"))  # one is done
     process.terminate()
     _, said = process.communicate(timeout=PATIENCE_SECONDS)
     stopped = r"stopped after (\d+) epochs and (\d+) batches, saved in \S*checkpoint\.pt: run this"
