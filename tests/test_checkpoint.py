@@ -122,6 +122,17 @@ def renamed(data):
     return replace(data, classes=(*data.classes[:-1], "hat"))
 
 
+def frozen(model):
+    model.norm.requires_grad_(False)
+    return model
+
+
+def strided(model):
+    """The same weights, and another network, as a dilated one is."""
+    model.conv.stride = (3, 3)
+    return model
+
+
 OTHER_RUNS = {
     "another image": lambda data: (small_net(), replace(data, images=255 - data.images), None),
     "another label": lambda data: (small_net(), replace(data, labels=data.labels[::-1]), None),
@@ -129,6 +140,8 @@ OTHER_RUNS = {
     "fewer images": lambda data: (small_net(), data.subset(slice(12)), None),
     "another class": lambda data: (small_net(), renamed(data), None),
     "a validation set": lambda data: (small_net(), data, data),
+    "a frozen part": lambda data: (frozen(small_net()), data, None),
+    "other steps of the convolution": lambda data: (strided(small_net()), data, None),
     "a wider network": lambda data: (small_net(channels=17), data, None),
 }
 
@@ -139,7 +152,7 @@ def test_checkpoint_of_another_network_or_other_data_is_refused_in_one_line(data
     fit(small_net(), data, None, config, CPU, path)
     before, (model, *parts) = path.read_bytes(), other(data)
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    names = "(images|classes|parameters)"
+    names = "(images|classes|parameters|network)"
     message = rf"run\.pt is from another run .*{names} .* there, .* here.*delete"
     with pytest.raises(ValueError, match=message) as caught:
         fit(model, *parts, config, CPU, path)
@@ -249,3 +262,16 @@ def test_full_disk_is_named_and_leaves_the_checkpoint_there_is(data, small_disk)
     fit(resumed, data, None, config, CPU, path)  # now that there is room
     fit(whole, data, None, config, CPU)
     assert_same_weights(whole, resumed)
+
+
+def test_other_number_of_threads_is_told(checkpoint, capsys):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        load_checkpoint(checkpoint, IDENTITY, session_of())
+    finally:
+        torch.set_num_threads(threads)
+    said = f"resumed with {threads + 1} threads, not {threads}: the last digits will differ\n"
+    assert capsys.readouterr().out == said
+    load_checkpoint(checkpoint, IDENTITY, session_of())
+    assert capsys.readouterr().out == ""

@@ -186,6 +186,31 @@ def test_ctrl_c_ends_a_command_with_its_message_and_status_1(capsys):
     assert ended.value.code == "saved: run this again"  # Python prints it, and ends with status 1
 
 
+def test_ctrl_c_before_there_is_anything_to_say_is_no_empty_line():
+    with pytest.raises(SystemExit, match="^stopped$"), one_line_errors():
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size"), [("0", None), (None, "2"), ("2", "2"), ("-1", "2"), ("one", "2")]
+)
+def test_environment_that_contradicts_itself_is_refused_before_any_work(
+    monkeypatch, capsys, rank, world_size
+):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world_size)):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit, match="2"), one_line_errors():
+        pytest.fail("it began")
+    message = r"RANK=\S* and WORLD_SIZE=\S* .* do not go together: start with torchrun, .*"
+    assert re.fullmatch(message + "\n", capsys.readouterr().err)
+
+
+def test_home_in_an_option_is_where_it_always_is(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    args = make_parser("training").parse_args(["--output=~/x"])
+    assert args.output == Path("/somewhere/x")
+
+
 def test_error_of_the_program_itself_is_not_hidden():
     with pytest.raises(KeyError), one_line_errors():
         raise KeyError("a mistake in the code")

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +18,10 @@ from helpers.evaluation import (
     margin_matched_correct,
     per_class,
     predict,
+    require_source,
     weights_from_recall,
 )
-from helpers.model import resnet18
+from helpers.model import dilated, resnet18
 
 
 def answers_of(logits, labels) -> Predictions:
@@ -78,6 +80,49 @@ def test_predict_is_a_forward_pass_in_eval_mode_for_any_batch_size(
     assert answers.classes == shapes.CLASSES
     assert all(module.training == training for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_predict_gives_each_part_its_mode_back_after_an_error_too(model, data, fails):
+    model.train()
+    model.layer2.eval()  # as someone freezes a part
+    before = {name: module.training for name, module in model.named_modules()}
+    if fails:
+        handle = model.fc.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predict(model, data)
+        handle.remove()
+    else:
+        predict(model, data)
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
+def test_predictions_belong_to_their_images_and_network(model, data):
+    answers = predict(model, data)
+    same = replace(data, images=data.images.copy())
+    for network in (model, copy.deepcopy(model).half().float()):  # as a file holds it
+        require_source(answers, network, same)
+    made_up = Predictions(answers.logits[::-1], data.labels, data.classes)
+    require_source(made_up, model, data)
+    torch.manual_seed(1)
+    others = {
+        "images": (model, replace(data, images=data.images[::-1])),
+        "labels": (model, replace(data, labels=data.labels[::-1])),
+        "classes": (model, replace(data, classes=data.classes[::-1])),
+        "network": (resnet18(width=16), data),
+        "order of its logits": (reordered(model), data),
+        "grid": (dilated(model), data),
+    }
+    for network, dataset in others.values():
+        with pytest.raises(ValueError, match=r"other images or by another network: make them by"):
+            require_source(answers, network, dataset)
+
+
+def reordered(model):
+    """A copy that has learned the classes in another order."""
+    other = copy.deepcopy(model)
+    other.fc.weight.data = model.fc.weight.data.flip(0)
+    return other
 
 
 def test_flip_averages_the_logits_of_both_views(model, data):

@@ -5,10 +5,11 @@ from tools import embedded_data
 
 from helpers import shapes
 from helpers.data import Dataset
-from helpers.evaluation import Predictions
+from helpers.evaluation import Predictions, predict
 from helpers.gradcam import GradCAM
 from helpers.interactive import game
 from helpers.interactive.embed import quantised
+from helpers.interactive.explorer import explore
 from helpers.model import load_pretrained
 
 DRAWN = Dataset(**shapes.generate(60, seed=9), classes=shapes.CLASSES)
@@ -85,3 +86,13 @@ def test_game_without_mistakes_is_refused(model, predictions):
     right = Predictions(predictions.logits[10:], DRAWN.labels[10:], shapes.CLASSES)
     with pytest.raises(ValueError, match="more images"):
         game.play(model, DRAWN, right)
+
+
+def test_predictions_of_other_images_or_by_another_network_are_refused(model):
+    other = Dataset(**shapes.generate(60, seed=10), classes=shapes.CLASSES)
+    for show in (
+        game.play,
+        lambda model, images, answers: explore(model, {"a": (images, answers)}),
+    ):
+        with pytest.raises(ValueError, match="of other images or by another network"):
+            show(model, other, predict(model, DRAWN))

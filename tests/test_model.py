@@ -205,6 +205,16 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(model, tmp_path):
     assert refused >= 30
 
 
+def test_network_that_the_file_could_not_tell_from_another_is_not_written(model, tmp_path):
+    for stages in (("layer4",), ("layer3",), ("layer2",)):
+        with pytest.raises(ValueError, match="dilated network is not written: write the one"):
+            save_weights(dilated(model, stages), tmp_path / "net.pt", SEVEN)
+    model.unfinished = True  # as `fit` leaves a network when it is stopped
+    with pytest.raises(ValueError, match=r"training was stopped: let `fit` end, then write .*net"):
+        save_weights(model, tmp_path / "net.pt", SEVEN)
+    assert not any(tmp_path.iterdir())
+
+
 def test_full_disk_is_named_and_leaves_the_weights_there_are(model, small_disk):
     path = small_disk / "net.pt"
     save_weights(model, path, SEVEN)

@@ -1,8 +1,11 @@
 import multiprocessing
+import os
+import shutil
 import signal
 import time
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -13,7 +16,8 @@ from helpers import training
 from helpers.data import channel_statistics
 from helpers.evaluation import predict
 from helpers.model import load_pretrained, resnet18
-from helpers.studies import ablation, runs
+from helpers.studies import ablation, mistakes, runs
+from helpers.studies.mistakes_summary import Arm
 from helpers.support.files import exclusive_lock
 
 
@@ -81,6 +85,64 @@ def test_row_cut_in_its_middle_is_run_again(tmp_path, monkeypatch, cut, lost):
     assert table["train_accuracy"].tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--output runs/x", "let its name end in .csv"),
+        ("--seeds 0", "--seeds and --jobs must be at least 1"),
+        ("--jobs 0", "--seeds and --jobs must be at least 1"),
+        ("--validation-size 0", "no images"),
+        ("--variants hole~12", "compared with 'the recipe': name it in --variants, too"),
+    ],
+)
+def test_options_that_will_not_do_are_refused_before_anything_is_trained(
+    tmp_path, monkeypatch, capsys, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "load_dataset", tiny.load_few_test_images)
+    monkeypatch.setattr(runs, "fit", lambda *_, **__: pytest.fail("it trained"))
+    given = "--data shapes10 --train-size 60 --validation-size 20 --output m.csv".split()
+    with pytest.raises(SystemExit, match="2"):
+        ablation.main(given + [option.replace("~", " ") for option in options.split()])
+    assert message in capsys.readouterr().err
+
+
+def test_variants_may_be_added_to_a_table_that_has_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "fit", lambda *_, **__: pd.DataFrame({"train_accuracy": [0.5]}))
+    study = tiny.make_study(tmp_path / "ablation.csv")
+    ablation.ablation(study, ["the recipe"])
+    assert len(ablation.ablation(study, ["hole 12"])) == 2
+
+
+OTHER_STUDIES = {
+    "test images": lambda s: replace(s, test=s.test.subset(slice(19))),
+    "order of test images": lambda s: replace(s, test=s.test.subset(slice(None, None, -1))),
+    "recipe": lambda s: replace(s, recipe=replace(s.recipe, hole=9)),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_STUDIES.values(), ids=OTHER_STUDIES)
+def test_rows_and_outputs_of_a_study_that_differs_in_anything_are_refused(tmp_path, other):
+    study = tiny.make_study(tmp_path / "m.csv")
+    study.run_missing({(0, "quick"): (lambda study: {"score": 1.5},)})
+    mistakes.write_outputs(study, Arm.RECIPE, 0, {"test": np.zeros(3)})
+    assert mistakes.load_outputs(study, Arm.RECIPE, 0)["test"].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="m.csv holds runs with other (data|recipe): delete"):
+        other(study).run_missing({})
+    with pytest.raises(ValueError, match=r"the-recipe-0\.npz does not hold .*of another run"):
+        mistakes.load_outputs(other(study), Arm.RECIPE, 0)
+
+
+def test_outputs_under_the_name_of_another_run_are_refused(tmp_path):
+    study = tiny.make_study(tmp_path / "m.csv")
+    mistakes.write_outputs(study, Arm.RECIPE, 0, {"test": np.zeros(3)})
+    path = study.artifact_path(Arm.RECIPE, 0, ".npz")
+    for arm, seed in ((Arm.BOTH, 0), (Arm.RECIPE, 1)):
+        shutil.copy(path, study.artifact_path(arm, seed, ".npz"))
+        with pytest.raises(ValueError, match="of another run.* take its row out of m.csv"):
+            mistakes.load_outputs(study, arm, seed)
+
+
 @pytest.mark.process
 def test_runs_side_by_side_give_the_rows_of_runs_one_by_one(tmp_path):
     names = ["the recipe", "without flip", "constant learning rate"]
@@ -139,3 +201,31 @@ def test_killed_study_keeps_its_rows_and_its_processes_leave_their_checkpoints_t
     assert started == ["long-0.checkpoint"]
     pd.testing.assert_frame_equal(pd.read_csv(path), before)
     assert (tmp_path / "short.pt").stat().st_mtime_ns == written
+
+
+def lead_a_group(path):
+    os.setsid()
+    run_two_at_a_time(path)
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="Windows has no groups of processes")
+def test_signal_to_a_studys_whole_group_ends_its_processes_at_once(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(
+        target=lead_a_group, args=(tmp_path / "a.csv",)
+    )
+    process.start()
+    checkpoints = [tmp_path / "a" / f"long-{seed}.checkpoint" for seed in (0, 1)]
+    while not all(checkpoint.exists() for checkpoint in checkpoints):
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join()
+    deadline = time.monotonic() + 30  # without an end of their own they take the next run
+    while True:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

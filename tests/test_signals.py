@@ -57,6 +57,27 @@ def test_ctrl_c_without_a_checkpoint_says_that_nothing_is_saved(data):
         fit(model, data, None, SMALL, CPU)
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, FloatingPointError])
+def test_network_whose_training_was_stopped_is_known_until_it_is_trained(data, error):
+    def stop(row):
+        raise error
+
+    model = small_net()
+    with pytest.raises(error):
+        fit(model, data, None, SMALL, CPU, log=stop)
+    assert model.unfinished
+    fit(model, data, None, SMALL, CPU)
+    assert not model.unfinished
+
+
+def test_network_whose_checkpoint_was_refused_is_known_as_untrained(data, tmp_path):
+    fit(small_net(), data, None, replace(SMALL, epochs=1), CPU, tmp_path / "run.pt")
+    model = small_net()
+    with pytest.raises(ValueError, match="is from another run"):
+        fit(model, data, None, SMALL, CPU, tmp_path / "run.pt")
+    assert model.unfinished
+
+
 def test_second_ctrl_c_interrupts_at_once(data, tmp_path):
     model = small_net()
     for _ in range(2):
