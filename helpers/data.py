@@ -11,7 +11,15 @@ import torch
 
 from helpers import shapes
 from helpers.support import downloads
-from helpers.support.files import one_line, project_root, remove_stale_temporaries
+from helpers.support.files import (
+    AROUND,
+    as_path,
+    find_folder,
+    one_line,
+    project_root,
+    remove_stale_temporaries,
+    standing_places,
+)
 from helpers.support.image_files import SIZE as SIZE
 from helpers.support.image_folder import folder_id, read_image_folder
 from helpers.support.loader import make_loader as make_loader
@@ -24,6 +32,8 @@ CLASSES = (
 # Mean and standard deviation of each channel over all 50,000 x 32 x 32 training pixels of CIFAR-10.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
+
+CIFAR10_DIGESTS = ("1085012ef6993d4d", "93cf8fe661143939")  # of its training and test images
 
 SHAPES_TRAIN_SIZE = 10_000  # images of Shapes-10, unless asked otherwise
 SHAPES_TEST_SIZE = 2_000
@@ -89,16 +99,20 @@ def load_dataset(
     root: str | os.PathLike | None = None,
     train_size: int | None = None,
     test_size: int | None = None,
+    skip_damaged: bool = False,
 ) -> DatasetPair:
     """Load a training and a test set.
 
     Args:
         name: "cifar10" (downloaded if it is not there), "shapes10" (generated), the path of a
-            folder `{train,test}/<class>/*.png|jpg`, or "auto": CIFAR-10 from the disk, else its
-            download, else Shapes-10. WALKTHROUGH_DATA in the environment overrides "auto".
+            folder `{train,test}/<class>/*.png|jpg` (from here, else from the project), or "auto":
+            CIFAR-10 from the disk, else its download, else Shapes-10. WALKTHROUGH_DATA in the
+            environment overrides "auto".
         root: the folder for data sets; `data/` of the project by default.
         train_size: how many training images, chosen at random with a fixed seed; all by default.
         test_size: the same for test images.
+        skip_damaged: go on without the images of a folder that cannot be read, and say how many;
+            WALKTHROUGH_SKIP_DAMAGED=1 in the environment asks for it, too.
 
     Raises:
         ValueError: an unknown name, a size below 1, or a malformed folder.
@@ -108,14 +122,18 @@ def load_dataset(
     """
     if any(size is not None and size < 1 for size in (train_size, test_size)):
         raise ValueError("train_size and test_size must be at least 1")
-    root = Path(os.path.expanduser(root)) if root else project_root() / "data"
+    root = find_folder(root) if root else project_root() / "data"
+    skip_damaged = skip_damaged or os.environ.get("WALKTHROUGH_SKIP_DAMAGED", "0") not in ("", "0")
     if name == "auto":
-        name = os.environ.get("WALKTHROUGH_DATA") or _resolve_auto(root)
+        name = os.environ.get("WALKTHROUGH_DATA", "").strip(AROUND) or _resolve_auto(root)
     if name == "auto":  # of the environment
         name = _resolve_auto(root)
     if name == "shapes10":
         return _load_shapes(train_size or SHAPES_TRAIN_SIZE, test_size or SHAPES_TEST_SIZE)
-    pair = _load_cifar10(root) if name == "cifar10" else _load_folder(_as_folder(name))
+    if name == "cifar10":
+        pair = _load_cifar10(root, skip_damaged)
+    else:
+        pair = _load_folder(_as_folder(name), root, skip_damaged)
     train = _random_subset(pair.train, train_size)
     test = _random_subset(pair.test, test_size)
     return pair._replace(train=train, test=test)
@@ -204,11 +222,11 @@ def _load_shapes(train_size: int, test_size: int) -> DatasetPair:
     return DatasetPair(train, test, "shapes10")
 
 
-def _load_cifar10(root: Path) -> DatasetPair:
+def _load_cifar10(root: Path, skip_damaged: bool) -> DatasetPair:
     remove_stale_temporaries(root)
     archive_folder = root / downloads.UNPACKED
     if not archive_folder.is_dir() and (root / "cifar10").is_dir():
-        return _load_folder(root / "cifar10")
+        return _load_folder(root / "cifar10", root, skip_damaged)
     if not archive_folder.is_dir():
         downloads.download_cifar10(root)
     from torchvision.datasets import CIFAR10  # here, because importing it takes a second
@@ -226,23 +244,35 @@ def _load_cifar10(root: Path) -> DatasetPair:
 
 
 def _as_folder(name: str | os.PathLike) -> Path:
-    folder = Path(os.path.expanduser(name))
+    folder = find_folder(name)
     if os.path.isdir(folder):
         return folder
-    if isinstance(name, str) and len(folder.parts) == 1:
+    places = [] if as_path(name).is_absolute() else standing_places()
+    looked = " in " * bool(places) + " or ".join(one_line(place) for place in places)
+    if isinstance(name, str) and len(as_path(name).parts) == 1:
         raise ValueError(
-            f"unknown data set '{one_line(name)}': "
+            f"unknown data set '{one_line(name)}', and no folder of that name{looked}: "
             "choose 'auto', 'cifar10', 'shapes10' or the path of a folder"
         )
     raise FileNotFoundError(
-        f"no folder {one_line(name)}: "
+        f"no folder {one_line(name)}{looked}: "
         "give the path of one that holds train/<class>/ and test/<class>/"
     )
 
 
-def _load_folder(folder: Path) -> DatasetPair:
-    classes, images, labels, train_size = read_image_folder(folder)
-    name = "cifar10" if classes == CLASSES else folder_id(folder)
+def _load_folder(folder: Path, root: Path, skip_damaged: bool) -> DatasetPair:
+    classes, images, labels, train_size = read_image_folder(folder, skip_damaged)
     train = Dataset(images[:train_size], labels[:train_size], classes)
     test = Dataset(images[train_size:], labels[train_size:], classes)
-    return DatasetPair(train, test, name)
+    # Own images may have CIFAR-10's ten classes: its weights and figures are not theirs.
+    is_in_place = folder.resolve() == (root / "cifar10").resolve()
+    if classes == CLASSES and (is_in_place or (train.digest, test.digest) == CIFAR10_DIGESTS):
+        return DatasetPair(train, test, "cifar10")
+    learned = {hash(image.tobytes()) for image in train.images}
+    copies = sum(hash(image.tobytes()) in learned for image in test.images)
+    if copies:
+        print(
+            f"{copies} of {len(test)} test images are copies of training images, or links to them: "
+            "remove them, since the network knows them by heart"
+        )
+    return DatasetPair(train, test, folder_id(folder))

@@ -264,7 +264,7 @@ def load_pretrained(
         ValueError: the file does not hold this network, is damaged, or knows other classes. Nothing
             in it is executed.
     """
-    path = find_weights(name, WEIGHTS, project_root())
+    path = find_weights(name, WEIGHTS, project_root(), classes)
     model = load_network(path, _untrained, classes)
     return model.eval().to(memory_format=torch.channels_last)
 

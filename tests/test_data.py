@@ -165,7 +165,7 @@ def add(path, content=b""):
 
 
 @pytest.mark.parametrize("place", [".", "train", "test", "train/cat", "test/dog"])
-@pytest.mark.parametrize("name", [".git", ".ipynb_checkpoints", "__MACOSX"])
+@pytest.mark.parametrize("name", [".git", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle"])
 def test_hidden_folders_are_neither_classes_nor_images(folder, place, name):
     shutil.copytree(folder / "test" / "cat", folder / place / name / "cat")
     add(folder / place / "._0.png", b"what macOS keeps about a file, no image")
@@ -292,6 +292,162 @@ def test_impossible_path_is_a_missing_folder(name):
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match="'cifar'.*'auto', 'cifar10', 'shapes10'.*folder"):
         load_dataset("cifar")
+
+
+@pytest.mark.parametrize(
+    "train, test",
+    [("train", "val"), ("Train", "Valid"), ("train", "validation"), ("TRAIN", "Test")],
+)
+def test_test_images_may_be_called_otherwise(folder, train, test):
+    (folder / "train").rename(folder / "1"), (folder / "test").rename(folder / "2")
+    (folder / "1").rename(folder / train), (folder / "2").rename(folder / test)
+    pair = load_dataset(folder)
+    assert (levels(pair.train), levels(pair.test)) == ([0, 1, 2, 3], [100, 101, 102, 103])
+
+
+def test_a_folder_around_the_folder_is_looked_through(folder, tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "__MACOSX").mkdir()
+    shutil.move(folder, tmp_path / "a" / "b")
+    assert levels(load_dataset(tmp_path / "a").test) == [100, 101, 102, 103]
+
+
+def test_folder_without_a_split_is_split_at_random_and_it_is_said(tmp_path, capsys):
+    for n in range(40):
+        save(tmp_path / "pets" / ("cat", "tram", "train")[min(n % 4, 2)] / f"{n}.png", grey(n))
+    pair, again = (load_dataset(tmp_path / "pets") for _ in range(2))
+    assert pair.classes == ("cat", "train", "tram")
+    assert np.bincount(pair.test.labels).tolist() == [2, 4, 2]
+    assert sorted(levels(pair.train) + levels(pair.test)) == list(range(40))
+    assert levels(pair.test) == levels(again.test)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == said[1] and "pets has no train/ and test/: 8 of its 40 images" in said[0]
+    shutil.rmtree(tmp_path / "pets" / "cat")
+    save(tmp_path / "pets" / "cat" / "one.png", grey(1))
+    with pytest.raises(ValueError, match="one.png is the only image of its class: add another"):
+        load_dataset(tmp_path / "pets")
+
+
+def test_images_without_class_folders_are_told_what_to_do(folder, tmp_path):
+    shutil.rmtree(folder / "train")
+    save(folder / "train" / "0.png", grey(0))
+    with pytest.raises(ValueError, match=r"train holds no .*: move each .* into train/<class>/"):
+        load_dataset(folder)
+    save(folder / "train" / "cat" / "0.png", grey(0))
+    shutil.move(folder / "test" / "cat" / "1.png", folder / "test" / "1.png")
+    shutil.rmtree(folder / "test" / "cat"), shutil.rmtree(folder / "test" / "dog")
+    with pytest.raises(ValueError, match="or load the folder of training images alone"):
+        load_dataset(folder)
+    for name in ("train", "test", "meta"):
+        add(tmp_path / "cifar-100-python" / name)
+    with pytest.raises(ValueError, match=r"save the images of this archive .*train/<class>"):
+        load_dataset(tmp_path / "cifar-100-python")
+
+
+@pytest.mark.parametrize("name", ["{}.{}.png", "{}_{}.png"])
+def test_names_that_sort_the_classes_leave_them_mixed(tmp_path, name):
+    for part in ("train", "test"):
+        for label, kind in enumerate(("cat", "dog", "owl")):
+            for n in range(20):
+                level = 20 * label + n + 100 * (part == "test")
+                save(tmp_path / "pets" / part / kind / name.format(kind, n), grey(level))
+    pair, again = (load_dataset(tmp_path / "pets") for _ in range(2))
+    for dataset in pair[:2]:
+        assert np.bincount(dataset.labels[:30]).min() >= 5
+        assert [level % 100 // 20 for level in levels(dataset)] == dataset.labels.tolist()
+    assert levels(pair.train) == levels(again.train)
+
+
+def test_a_name_in_two_unicode_forms_is_one_class(folder):
+    (folder / "train" / "cat").rename(folder / "train" / "ca\u0301t")
+    (folder / "test" / "cat").rename(folder / "test" / "c\xe1t")
+    pair = load_dataset(folder)
+    assert pair.classes == ("c\xe1t", "dog")
+    assert pair.train.labels.tolist() == pair.test.labels.tolist() == [1, 0, 1, 0]
+
+
+def test_all_damaged_images_are_named_at_once_or_left_out(folder, capsys, monkeypatch):
+    for part, level in (("train", 9), ("test", 109)):
+        add(folder / part / "dog" / f"{level}.png", b"no image")
+    with pytest.raises(
+        ValueError, match=r"dog.9\.png \(.*dog.109\.png \(.*: save it as.*skip"
+    ) as error:
+        load_dataset(folder)
+    assert len(str(error.value).splitlines()) == 1
+    for _ in range(2):  # decoded, and from the cache
+        pair = load_dataset(folder, skip_damaged=True)
+        assert (levels(pair.train), levels(pair.test)) == ([0, 1, 2, 3], [100, 101, 102, 103])
+        assert capsys.readouterr().out == "left out: 2 images of pets that cannot be read\n"
+    with pytest.raises(ValueError, match="skip_damaged"):
+        load_dataset(folder)
+    monkeypatch.setenv("WALKTHROUGH_SKIP_DAMAGED", "1")
+    assert len(load_dataset(folder).train) == 4
+    for file in (folder / "test" / "cat").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="no image of class 'cat' can be read: add some"):
+        load_dataset(folder)
+
+
+def test_test_images_that_are_training_images_are_counted(folder, capsys):
+    load_dataset(folder)
+    assert capsys.readouterr().out == ""
+    shutil.copy(folder / "train" / "cat" / "1.png", folder / "test" / "cat" / "9.png")
+    link(folder / "test" / "dog" / "8.png", folder / "train" / "dog" / "2.png")
+    load_dataset(folder)
+    assert capsys.readouterr().out.startswith("2 of 6 test images are copies of training images")
+
+
+@pytest.fixture
+def standing(folder, tmp_path, monkeypatch):
+    """In `tmp_path/project/notebooks`, as a kernel does; `pets` lies in `tmp_path`."""
+    (tmp_path / "project" / "notebooks").mkdir(parents=True)
+    monkeypatch.setattr(files, "PROJECT", tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project" / "notebooks")
+    monkeypatch.setenv("PWD", str(tmp_path / "project" / "notebooks"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("MINE", str(tmp_path))
+    monkeypatch.delenv("WALKTHROUGH_ROOT", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name", ["../../pets", "~/pets", " ~/pets\n", "'~/pets'", '"$MINE/pets"', "${MINE}/pets"]
+)
+def test_path_is_read_as_people_write_it(standing, monkeypatch, name):
+    monkeypatch.setenv("WALKTHROUGH_DATA", name)
+    assert levels(load_dataset().train) == levels(load_dataset(name).train) == [0, 1, 2, 3]
+
+
+def test_relative_folder_is_looked_for_here_then_in_the_shell_then_in_the_project(
+    standing, monkeypatch
+):
+    project = standing / "project"
+    shutil.copytree(standing / "pets", project / "pets")
+    assert load_dataset("pets").name == load_dataset(project / "pets").name
+    monkeypatch.setenv("PWD", str(standing))
+    assert load_dataset("pets").name == load_dataset(standing / "pets").name
+    shutil.copytree(standing / "pets", project / "notebooks" / "pets")
+    assert load_dataset("pets").name == load_dataset(project / "notebooks" / "pets").name
+    for missing, error in (("dogs", ValueError), ("my/dogs", FileNotFoundError)):
+        with pytest.raises(error) as caught:
+            load_dataset(missing)
+        for place in (project / "notebooks", standing, project):
+            assert f" {place}" in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_relative_root_is_where_it_lies_or_else_in_the_project(standing, monkeypatch):
+    monkeypatch.setenv("WALKTHROUGH_ROOT", " work ")
+    assert project_root() == standing / "project" / "work"
+    monkeypatch.chdir(standing)
+    assert project_root() == standing / "work"
+    (standing / "project" / "work").mkdir()
+    assert project_root() == standing / "project" / "work"
+    (standing / "work").mkdir()
+    assert project_root() == standing / "work"
+    monkeypatch.setenv("WALKTHROUGH_ROOT", "~/elsewhere")
+    assert project_root() == standing / "elsewhere"
 
 
 def fail(*args, **kwargs):
@@ -462,6 +618,32 @@ def test_download_is_unpacked_and_not_repeated(
     assert_is_cifar10(load_dataset(name), cifar10)
     assert mirror.requested_paths == ["/mirrored.tar.gz"]
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["cifar-10-batches-py"]
+
+
+@pytest.mark.parametrize("name", ["auto", "cifar10"])
+@pytest.mark.parametrize("is_named", [False, True], ids=["in data", "in CIFAR10_URL"])
+def test_archive_on_disk_is_unpacked(
+    tmp_path, mirror, cifar10, archive, name, is_named, monkeypatch
+):
+    place = tmp_path / ("my own" if is_named else "data") / "cifar-10-python.tar.gz"
+    add(place, archive)
+    if is_named:
+        monkeypatch.setenv("CIFAR10_URL", str(place))
+    assert_is_cifar10(load_dataset(name, tmp_path / "data"), cifar10)
+    assert mirror.requested_paths == []
+
+
+def test_archive_that_came_after_a_failed_download_is_unpacked(tmp_path, mirror, cifar10, archive):
+    assert load_dataset("auto", tmp_path, 1, 1).name == "shapes10"
+    add(tmp_path / "cifar-10-python.tar.gz", archive)
+    assert_is_cifar10(load_dataset("auto", tmp_path), cifar10)
+
+
+def test_damaged_archive_on_disk_is_passed_over(tmp_path, mirror, cifar10, archive):
+    mirror.body = archive
+    add(tmp_path / "cifar-10-python.tar.gz", archive[:-1])
+    assert_is_cifar10(load_dataset("cifar10", tmp_path), cifar10)
+    assert len(mirror.requested_paths) == 1
 
 
 def break_off(mirror, archive):
@@ -981,9 +1163,18 @@ def test_auto_and_cifar10_use_a_folder_on_disk(tmp_path, mirror):
             [9, 8, 7, 6, 5, 4, 3, 2, 1, 0],
         )
     assert mirror.requested_paths == []
-    copy = shutil.copytree(tmp_path / "cifar10", tmp_path / "copy")
-    # Its classes, so its weights, whatever the folder is called.
-    assert load_dataset(copy).name == "cifar10"
+
+
+def test_only_cifar10_itself_has_its_name_whatever_the_classes(tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        for n, name in enumerate(CLASSES):
+            save(tmp_path / "mine" / part / name / f"{n}.png", grey(n))
+    mine = load_dataset(tmp_path / "mine")
+    assert mine.classes == CLASSES and mine.name.startswith("folder-mine-")
+    monkeypatch.setattr("helpers.data.CIFAR10_DIGESTS", (mine.train.digest, mine.test.digest))
+    assert load_dataset(tmp_path / "mine").name == "cifar10"
+    save(tmp_path / "mine" / "test" / "cat" / "3.png", grey(99))
+    assert load_dataset(tmp_path / "mine").name == mine.name
 
 
 def test_environment_overrides_auto_and_nothing_else(tmp_path, mirror, folder, monkeypatch):

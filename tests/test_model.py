@@ -258,6 +258,21 @@ def test_images_in_double_precision_are_taken_in_the_networks(model):
     assert torch.equal(GradCAM(model)(images.double(), 3), GradCAM(model)(images, 3))
 
 
+def test_weights_of_a_folder_that_moved_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "damaged.pt").write_bytes(b"no weights")
+    for name, classes in (("folder-pets-1", ("cat", "dog")), ("others", ("dog", "cat"))):
+        save_weights(resnet18(2, width=16), tmp_path / "runs" / f"{name}.pt", classes)
+    with pytest.raises(FileNotFoundError) as caught:
+        load_pretrained("folder-pets-2", ["cat", "dog"])
+    old, new = (tmp_path / "runs" / f"folder-pets-{n}.pt" for n in (1, 2))
+    hint = f"; if {old} was trained on these images, copy it to {new}"
+    assert str(caught.value).endswith(hint)
+    with pytest.raises(FileNotFoundError, match="saves others$"):
+        load_pretrained("folder-pets-2", ["cat", "owl"])
+
+
 def test_missing_weights_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="'nothing_here'"):

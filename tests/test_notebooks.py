@@ -103,6 +103,31 @@ def test_code_names_no_class(path):
     assert not re.search(rf"""["']({"|".join(data.CLASSES + shapes.CLASSES)})["']""", code)
 
 
+def firsts(code):
+    """Where code takes the first images of a data set, which may all be of one class."""
+    for node in ast.walk(ast.parse(re.sub(r"^%.*$", "", code, flags=re.MULTILINE))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "slice":
+            starts_at_0 = ast.unparse(node.args[0]) in ("0", "None") or len(node.args) == 1
+            if starts_at_0 and ast.unparse(node) != "slice(None)":
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
+            of_data = re.search(r"\.(train|test)\b", ast.unparse(node.value))
+            if of_data and node.slice.lower is None:
+                yield ast.unparse(node)
+
+
+def test_the_first_images_are_found():
+    code = "a.train.subset(slice(6000)); slice(0, 9); data.test.labels[:5]; load().train.images[:2]"
+    assert len(list(firsts(code))) == 4
+    code = "slice(7, 8); slice(None); order[:500]; data.train.images[order[:5]]; names[1:]"
+    assert not list(firsts(code))
+
+
+@of_every_notebook
+def test_no_call_takes_the_first_images(path):
+    assert not list(firsts("\n".join(cell.source for cell in code_cells(path))))
+
+
 @of_every_notebook
 def test_outputs_come_from_one_clean_run(path):
     cells = code_cells(path)

@@ -26,7 +26,7 @@ from helpers.model import PreActResNet, load_pretrained
 from helpers.studies.runs import read_rows, write_table
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device, to_device_of
-from helpers.support.files import project_root
+from helpers.support.files import as_path, project_root
 from helpers.support.intervals import mean_intervals
 
 BLOCKS = 4  # in a row: as many as the last grid has cells
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m helpers.studies.covering")
     parser.add_argument("--data", default="auto", help="cifar10, shapes10 or a folder's path")
     parser.add_argument("--test-size", type=int, help="test images to use; all, if not given")
-    parser.add_argument("--output", type=Path, help="the table, to write and to go on from")
+    parser.add_argument("--output", type=as_path, help="the table, to write and to go on from")
     parser.add_argument("networks", nargs="+", help="names or paths, as load_pretrained takes them")
     args = parser.parse_args(argv)
     data = load_dataset(args.data, train_size=1, test_size=args.test_size)

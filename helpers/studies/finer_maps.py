@@ -28,7 +28,7 @@ from helpers.studies.runs import write_table
 from helpers.studies.trust import maps_of, paints, probability_left
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device
-from helpers.support.files import project_root
+from helpers.support.files import as_path, project_root
 from helpers.support.intervals import mean_intervals, wilson_interval
 
 CONFIDENCES = (0, 0.5, 0.7, 0.85, 1)  # ends of the groups
@@ -191,7 +191,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", default="cifar10", help="data set that is explained")
     parser.add_argument("--networks", nargs="+", help="names or files; else the one that ships")
     parser.add_argument("--images", type=int, help="test images; all, if not given")
-    parser.add_argument("--output", type=Path, help="the table; else runs/<data>-finer-<test>.csv")
+    parser.add_argument(
+        "--output", type=as_path, help="the table; else runs/<data>-finer-<test>.csv"
+    )
     args = parser.parse_args(argv)
     names = args.networks or [args.data]
     tables: dict[str, Any] = {Path(name).stem: explain(args, name) for name in names}

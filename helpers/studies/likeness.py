@@ -33,7 +33,7 @@ from helpers.studies.covering import BLOCKS, groups, with_block_covered
 from helpers.studies.runs import read_rows, write_table
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device, to_device_of
-from helpers.support.files import project_root
+from helpers.support.files import as_path, project_root
 from helpers.support.intervals import mean_intervals
 
 PATCHWORKS = 30  # of each image, averaged
@@ -332,7 +332,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("networks", nargs="+", help="names or paths, as load_pretrained takes them")
     parser.add_argument("--data", default="auto", help="cifar10, shapes10 or a folder's path")
     parser.add_argument("--test-size", type=int, help="test images to use; all, if not given")
-    parser.add_argument("--output", type=Path, help="the table, to write and to go on from")
+    parser.add_argument("--output", type=as_path, help="the table, to write and to go on from")
     args = parser.parse_args(argv)
     data = load_dataset(args.data, train_size=1, test_size=args.test_size)
 

@@ -20,7 +20,7 @@ from helpers.model import load_pretrained
 from helpers.studies.runs import write_table
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device
-from helpers.support.files import project_root
+from helpers.support.files import as_path, project_root
 from helpers.support.intervals import bootstrap_interval, wilson_interval
 
 RESAMPLES = 1000
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
         help="cifar10h-counts.npy of github.com/jcpeterson/cifar-10h: (10000, 10)",
     )
     parser.add_argument("--data", default="cifar10", help="cifar10, or a folder's path")
-    parser.add_argument("--output", type=Path, help="the tables' folder; runs, if not given")
+    parser.add_argument("--output", type=as_path, help="the tables' folder; runs, if not given")
     parser.add_argument("networks", nargs="*", default=NETWORKS, help="the first is asked about")
     args = parser.parse_args(argv)
     data = load_dataset(args.data, train_size=1)

@@ -30,7 +30,7 @@ from helpers.similarity import rank_correlation
 from helpers.studies.runs import write_table
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device
-from helpers.support.files import project_root
+from helpers.support.files import as_path, project_root
 from helpers.support.intervals import bootstrap_interval
 from helpers.support.precision import autocast
 from helpers.training import TrainConfig, fit
@@ -401,7 +401,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=200, help="images that are explained")
     parser.add_argument("--seeds", type=int, default=5, help="of random weights, or of networks")
     parser.add_argument("--train-size", type=int, default=4000, help="images that a cheat sees")
-    parser.add_argument("--output", type=Path, help="the table; else runs/<data>-<test>.csv")
+    parser.add_argument("--output", type=as_path, help="the table; else runs/<data>-<test>.csv")
     args = parser.parse_args(argv)
     if args.test == "cheat":
         args.data = "shapes10"

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from helpers.support.distributed import rank_and_world_size
+from helpers.support.files import as_path as as_path
 
 
 def field_comments(config_class: type) -> dict[str, str]:
@@ -29,11 +29,6 @@ def field_comments(config_class: type) -> dict[str, str]:
             comments[field[1]] = " ".join([*above, field[2] or ""]).strip()
         above = []
     return comments
-
-
-def as_path(text: str) -> Path:
-    """A path, `~` for one's home: a shell leaves that in `--output=~/x` as it is."""
-    return Path(os.path.expanduser(text))
 
 
 def make_parser(command: str, **defaults) -> argparse.ArgumentParser:

@@ -1,8 +1,9 @@
 """Fetch CIFAR-10's archive once, verify it, and remember for a day that it could not be had.
 
-It is the one address that the notebooks ask for, and only when no copy lies in `data/`. Nothing is
-sent anywhere. CIFAR10_URL may name a mirror of `cifar-10-python.tar.gz`; its MD5 is checked either
-way. What follows a `?` in it may be secret, so messages and files name its host and path only.
+It is the one address that the notebooks ask for, and only when no copy lies in `data/`, unpacked or
+not. Nothing is sent anywhere. CIFAR10_URL may name a mirror of `cifar-10-python.tar.gz`, or its
+path on this machine; its MD5 is checked either way. What follows a `?` in it may be secret, so
+messages and files name its host and path only.
 
 After a failed download the notebooks keep to Shapes-10 for a day, unless CIFAR10_URL changes or has
 such a part; `load_dataset("cifar10")` tries again at once.
@@ -22,7 +23,13 @@ from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from helpers.support.files import one_line, remove_stale_temporaries, temporary_sibling
+from helpers.support.files import (
+    as_path,
+    one_line,
+    remove_stale_temporaries,
+    standing_places,
+    temporary_sibling,
+)
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SIZE = 170_498_071  # bytes of the archive; a download that goes on for longer is stopped
@@ -53,7 +60,7 @@ def download_or_reason(root: Path) -> str:
     """
     note = root / ".download-failed"
     reason = _recent_failure(note)
-    if reason:
+    if reason and _source(root) == _url():
         return reason
     try:
         download_cifar10(root)
@@ -80,7 +87,7 @@ def download_cifar10(root: Path) -> None:
         remove_stale_temporaries(root)
         with temporary_sibling(root, ".download-") as folder:
             archive = folder / ARCHIVE
-            _fetch(_url(), archive)
+            _fetch(_source(root), archive)
             _verify(archive)
             shutil.unpack_archive(archive, folder)  # safe: its checksum says which files it holds
             (folder / UNPACKED).rename(target)
@@ -92,7 +99,18 @@ def download_cifar10(root: Path) -> None:
 
 
 def _url() -> str:
-    return os.environ.get("CIFAR10_URL") or URL
+    """The address in CIFAR10_URL, which may be a path, or else the archive's own."""
+    url = os.environ.get("CIFAR10_URL") or URL
+    files = [place / as_path(url) for place in standing_places()]
+    return next((file.as_uri() for file in files if os.path.isfile(file)), url)
+
+
+def _source(root: Path) -> str:
+    """The address of the archive that lies in `root` already, or else that of `_url`."""
+    with suppress(OSError):
+        _verify(root / ARCHIVE)
+        return (root / ARCHIVE).absolute().as_uri()
+    return _url()
 
 
 def _failure() -> str:

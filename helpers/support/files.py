@@ -2,7 +2,8 @@
 
 Data sets are kept in `data/`, the decoded images of a folder beside it (`<folder>.cache.npz`),
 weights, checkpoints and tables in `runs/`, CIFAR-10's figures in `images/`, pages in `html/`.
-WALKTHROUGH_ROOT puts `data/`, `runs/` and `images/` elsewhere.
+WALKTHROUGH_ROOT puts `data/`, `runs/` and `images/` elsewhere. A relative path starts from where
+you stand, else from the project.
 """
 
 import errno
@@ -23,6 +24,8 @@ from filelock import FileLock, Timeout
 
 SEAL = b"\nsha256 "  # stands at the end of a file, before the digest of all before it
 SUMS = "SHA256SUMS"  # a list of digests, as the command sha256sum reads it
+PROJECT = Path(__file__).resolve().parents[2]
+AROUND = " \t\r\n\"'"  # what is shed around a path
 FOLDER_LOCK = ".walkthrough-lock"  # lies in a temporary folder, locked while its process lives
 CONTROLS = r"\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"  # characters that a terminal obeys
 NO_LOCKS_HERE = (errno.ENOTSUP, errno.ENOLCK)  # what a disk without locks answers
@@ -34,10 +37,33 @@ def project_root() -> Path:
     Returns:
         WALKTHROUGH_ROOT of the environment where it is set, else the project's own folder.
     """
-    root = os.environ.get("WALKTHROUGH_ROOT")
-    if root:
-        return Path(os.path.expanduser(root))
-    return Path(__file__).resolve().parents[2]
+    return find_folder(os.environ.get("WALKTHROUGH_ROOT") or PROJECT)
+
+
+def as_path(name: str | os.PathLike) -> Path:
+    """A path as people write it: with `~`, environment variables, spaces or quotes around it."""
+    return Path(os.path.expandvars(os.path.expanduser(os.fspath(name).strip(AROUND))))
+
+
+def standing_places() -> list[Path]:
+    """The folders that a relative path may start from: where the person stands, then the project.
+
+    A notebook's kernel stands in `notebooks/`; the shell that it was started from is in PWD.
+    """
+    places = [Path.cwd(), Path.cwd() / os.environ.get("PWD", ""), PROJECT]
+    return list(dict.fromkeys(places))
+
+
+def find_folder(name: str | os.PathLike) -> Path:
+    """The folder of that name in the first of `standing_places` that has one.
+
+    Where none has, it is to be made where the person stands, or in the project from inside of it.
+    """
+    path, places = as_path(name), standing_places()
+    for place in places:
+        if os.path.isdir(place / path):
+            return place / path
+    return (PROJECT if PROJECT in places[0].parents else places[0]) / path
 
 
 def one_line(text: object, encoding: str = "utf-8") -> str:

@@ -5,6 +5,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,16 +87,19 @@ def write_weights(
     write_atomically(path, lambda file: torch.save(content, file), seal=True)
 
 
-def find_weights(name: str | os.PathLike, shipped: Path, root: Path) -> Path:
+def find_weights(
+    name: str | os.PathLike, shipped: Path, root: Path, classes: Iterable[str] | None = None
+) -> Path:
     """The file of weights that a name stands for.
 
     Args:
         name: of shipped weights, of weights in `runs/`, or a path from here or from `root`.
         shipped: the folder of the weights that ship.
         root: the project's folder.
+        classes: of the data.
 
     Raises:
-        FileNotFoundError: there is none; the message lists what ships.
+        FileNotFoundError: there is none; the message lists what ships, and what knows the classes.
     """
     candidates = [
         shipped / f"{name}.pt",
@@ -107,9 +111,22 @@ def find_weights(name: str | os.PathLike, shipped: Path, root: Path) -> Path:
         if path.is_file():
             return path
     known = ", ".join(sorted(path.stem for path in shipped.glob("*.pt")))
+    alike = [path for path in sorted((root / "runs").glob("*.pt")) if _knows(path, classes)]
+    # The name of a folder's weights holds its path: it was moved.
+    hint = ""
+    if alike:
+        hint = f"; if {alike[0]} was trained on these images, copy it to {candidates[1]}"
     raise FileNotFoundError(
-        f"no weights for {str(name)!r}: shipped are {known}; notebook 02 trains and saves others"
+        f"no weights for {str(name)!r}: shipped are {known}; "
+        f"notebook 02 trains and saves others{hint}"
     )
+
+
+def _knows(path: Path, classes: Iterable[str] | None) -> bool:
+    """Whether a file holds weights for exactly these classes."""
+    with suppress(Exception):  # which one depends on what the file holds
+        return classes is not None and load_checked(path)["classes"] == tuple(classes)
+    return False
 
 
 def load_network(
