@@ -3,7 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ class GradCAM:
         scale_checked: refuse images beyond [0, 1]. False: for a network that wants another range.
 
     Raises:
-        ValueError: the model has no such layer, or is one whose layers cannot be reached.
+        ValueError: the model has no such layer.
     """
 
     def __init__(
@@ -66,11 +66,6 @@ class GradCAM:
         scale_checked: bool = True,
     ) -> None:
         self.model = unwrapped(model)
-        if not isinstance(self.model, nn.Module) or isinstance(self.model, torch.jit.ScriptModule):
-            raise ValueError(
-                f"the layers of a {type(model).__name__} cannot be reached: "
-                "give the nn.Module that it was made from"
-            )
         self.layer = _find_layer(self.model, layer)
         self.output = output
         self.reshape = reshape
@@ -160,7 +155,8 @@ class GradCAM:
             handle.remove()
         if not kept:
             raise ValueError(
-                "the model does not call this layer, or in a traced part: choose another"
+                "the model does not call this layer, or is traced: choose one that it runs, "
+                "or give the model that was traced"
             )
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -246,16 +242,14 @@ def _find_layer(model: nn.Module, layer: Any) -> nn.Module:
     """The module of the model that is meant: itself, its name, or a list of one of these."""
     if isinstance(layer, list | tuple) and len(layer) == 1:
         layer = layer[0]
-    modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
-    if isinstance(layer, nn.Module) and any(layer is module for module in modules.values()):
+    if isinstance(layer, nn.Module) and any(layer is part for part in list(model.modules())[1:]):
         return layer
-    known = ", ".join(name for name in modules if name.count(".") < 2)
+    known = ", ".join(name for name, _ in model.named_modules() if name and name.count(".") < 2)
     if not isinstance(layer, str):
         raise ValueError(f"give one layer of this model: its name or the module; there are {known}")
-    plain = {plain_name(name): module for name, module in modules.items()}
-    for named, name in ((modules, layer), (plain, plain_name(layer))):
-        if name in named:
-            return named[name]
+    for name in filter(None, (layer, plain_name(layer))):
+        with suppress(AttributeError):
+            return model.get_submodule(name)
     raise ValueError(f"no layer {layer!r} in this model: choose one of {known}")
 
 
@@ -276,14 +270,13 @@ def _gradient(score: Tensor, kept: Tensor) -> Tensor:
 def _may_have_channels_last(output: Tensor, images: Tensor, model: nn.Module) -> bool:
     """Whether axes 1 and 2 of the output have the images' proportions, and 2 and 3 do not."""
     height, width = images.shape[2:]
-
-    def fits(rows: int, columns: int) -> bool:  # sizes are rounded
-        return abs(rows * width - columns * height) < max(height, width)
-
-    if not fits(*output.shape[1:3]):
-        return False
+    fits = [  # but for rounding
+        abs(rows * width - columns * height) < max(height, width)
+        for rows, columns in (output.shape[1:3], output.shape[2:])
+    ]
     # If as many channels as rows leave it open: who puts channels last norms them with LayerNorm.
-    return not fits(*output.shape[2:]) or any(isinstance(m, nn.LayerNorm) for m in model.modules())
+    has_norms = any(isinstance(part, nn.LayerNorm) for part in model.modules())
+    return fits[0] and (has_norms or not fits[1])
 
 
 def _check_images(images: Tensor, scale_checked: bool) -> None:
@@ -293,10 +286,10 @@ def _check_images(images: Tensor, scale_checked: bool) -> None:
     if images.ndim != 4 or len(images) == 0:
         shape = tuple(images.shape)
         raise ValueError(f"images must have the shape (N, 3, H, W) with N at least 1, got {shape}")
-    if not scale_checked:
-        return
     low, high = images.aminmax()
-    if not (low >= -0.01 and high <= 1.01):  # tolerates rounding after resizing, but not NaN
+    if scale_checked and not (
+        low >= -0.01 and high <= 1.01
+    ):  # tolerates rounding after resizing, but not NaN
         limits = f"{low:.3g} to {high:.3g}"
         raise ValueError(
             f"images must lie in [0, 1], got {limits}: neither 0 to 255 nor normalised "

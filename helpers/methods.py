@@ -11,8 +11,8 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from helpers.gradcam import ClassNumbers, GradCAM, as_class_numbers, eval_mode, weigh_channels
-from helpers.support.device import to_device_of
+from helpers.gradcam import ClassNumbers, GradCAM, as_class_numbers, weigh_channels
+from helpers.support.device import eval_mode, to_device_of
 
 
 def hires_cam(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -89,7 +89,5 @@ def explainers(model: nn.Module, layer: str = "layer4") -> dict[str, Callable[..
         "Grad-CAM++": grad_cam_plus_plus,
         "class-free map": class_free,
     }
-    found: dict[str, Callable[..., Tensor]] = {}
-    for name, method in methods.items():
-        found[name] = GradCAM(model, layer, method=method).evidence
-    return found | {"occlusion": partial(occlusion, model)}
+    found = {name: GradCAM(model, layer, method=each).evidence for name, each in methods.items()}
+    return {**found, "occlusion": partial(occlusion, model)}

@@ -144,57 +144,38 @@ def load_network(
     Raises:
         ValueError: the file is damaged, or holds something else, another network or other classes.
     """
+    state: Any = None
     try:
         state = load_checked(path)
-    except Exception as error:  # which one depends on where the file is damaged
-        raise ValueError(f"{path} {_why_unreadable(path, error)}") from error
-    try:
         known = state.pop("classes", None)
         weights = {plain_name(name): tensor for name, tensor in state.items()}
         model = build(weights)
         model.load_state_dict(weights)
-    except Exception as error:  # which one depends on what the file holds
-        raise ValueError(f"{path} holds {_what_else(state)}") from error
-    if classes is None:
-        return model
-    if known is None:
+    except Exception as error:  # which one depends on what the file holds, and where it is damaged
+        raise ValueError(f"{path} {_what_is_wrong(path, state, error)}") from error
+    if classes is not None and tuple(known or ()) != tuple(classes):
+        remedy = "train on them" if known else "save_weights adds them, or train on them"
         raise ValueError(
-            f"{path} does not say which classes it knows: write it anew with "
-            "save_weights(load_pretrained(path), path, classes)"
-        )
-    if tuple(known) != tuple(classes):
-        raise ValueError(
-            f"{path} knows the classes {tuple(known)}, the data have {tuple(classes)}: "
-            "train on them with notebook 02"
+            f"{path} knows the classes {known}, the data have {tuple(classes)}: "
+            f"{remedy} with notebook 02"
         )
     return model
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
-    """What is wrong with a file that `load_checked` could not read, and what to do."""
-    with open(path, "rb") as file:
-        is_pickle = file.read(1) == b"\x80"  # also what torch.save wrote before PyTorch 1.6
-    if is_pickle or isinstance(error, pickle.UnpicklingError):
+def _what_is_wrong(path: Path, state: Any, error: Exception) -> str:
+    """What a file holds in place of the weights of this network, and what to do."""
+    is_old = path.read_bytes()[:1] == b"\x80"  # written before PyTorch 1.6, or by pickle itself
+    if is_old or isinstance(error, pickle.UnpicklingError):
         return (
             "holds a pickled model or other objects, and to read those can run code: if you trust "
             "it, torch.load(path, weights_only=False), and write the model with save_weights"
         )
-    reason = error if type(error) is ValueError else type(error).__name__
-    return f"is damaged or no file of weights ({reason}): copy it again, or train with notebook 02"
-
-
-def _what_else(content: Any) -> str:
-    """What a file holds in place of the weights of this network, and what to do."""
-    if not isinstance(content, dict):
-        return f"a {type(content).__name__}, no weights: train with notebook 02"
-    names = ", ".join(map(str, list(content)[:4])) or "nothing"
-    for name, part in content.items():
-        if isinstance(part, dict) and any(torch.is_tensor(leaf) for leaf in part.values()):
-            return (
-                f"a checkpoint ({names}): load its part {name!r} into the network that it is of, "
-                "and write that with save_weights"
-            )
-    return (
-        f"no weights of this network ({names}): build the one that they belong to and load them "
-        "there (GradCAM takes any network), or train with notebook 02"
-    )
+    if state is None:
+        reason = error if type(error) is ValueError else type(error).__name__
+        return f"is damaged or no file of weights ({reason}): copy it again, or train another"
+    parts = state if isinstance(state, dict) else {type(state).__name__: state}
+    names = ", ".join(map(str, list(parts)[:4]))
+    for name, part in parts.items():
+        if isinstance(part, dict) and any(map(torch.is_tensor, part.values())):
+            return f"is a checkpoint ({names}): load {name!r} into its network, then save_weights"
+    return f"holds no weights of this network ({names}): load them into their own, or train another"
