@@ -1,7 +1,8 @@
 """Put something interactive into a notebook or a page: a still figure, data, and a script.
 
-It needs no kernel, library or network. The scripts are maps.js, which all share, and explorer.js or
-game.js; what they fill is explorer.html or game.html, in the style of explorer.css.
+It needs no kernel, library or network. The scripts are maps.js, which all share, and those of the
+explorer, the game or the live page; what they fill is explorer.html, game.html or live.html, in the
+style of explorer.css.
 """
 
 import base64
@@ -20,6 +21,11 @@ from helpers import plots
 from helpers.interactive.widgets import as_png
 
 FOLDER = Path(__file__).parent
+SCRIPTS = {
+    "explorer": ("maps.js", "explorer.js"),
+    "game": ("maps.js", "game.js"),
+    "live": ("maps.js", "network.js", "live.js"),
+}
 
 
 def embed(kind: str, data: dict[str, Any], still: Figure, alt: str) -> HTML:
@@ -28,7 +34,7 @@ def embed(kind: str, data: dict[str, Any], still: Figure, alt: str) -> HTML:
     Where no script runs (on GitHub, in a notebook that is not trusted) the figure stays.
 
     Args:
-        kind: "explorer" or "game".
+        kind: "explorer", "game" or "live".
         data: what the script of that kind takes; texts in it are never markup.
         still: the figure.
         alt: its alternative text.
@@ -41,7 +47,7 @@ def embed(kind: str, data: dict[str, Any], still: Figure, alt: str) -> HTML:
     }
     as_json = json.dumps(content, separators=(",", ":"))
     as_json = as_json.replace("<", "\\u003c")  # or a class called </script> would end the data
-    script = _read("maps.js") + _read(f"{kind}.js")
+    script = "".join(map(_read, SCRIPTS[kind]))
     source = f"data:image/png;base64,{to_base64(as_png(still))}"
     return HTML(
         '<div class="alive" data-lm-suppress-shortcuts="true">'

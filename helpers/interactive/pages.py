@@ -23,6 +23,8 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
+from helpers.interactive.live import write_live
+
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "notebooks" / "page.html.j2"
 BADGES = re.compile(r"^\[!\[.*\n", re.MULTILINE)  # drawn by another host
@@ -52,6 +54,10 @@ class PageRenderer(IPythonRenderer):
         """A link, to a page where there is one."""
         return super().link(text, page_address(url), title)
 
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        """A picture that a text shows."""
+        return super().image(text, page_address(url), title)
+
 
 class PageExporter(HTMLExporter):
     """A notebook as a page, with the template `notebooks/page.html.j2`."""
@@ -78,14 +84,14 @@ def page_address(link: str) -> str:
     """
     if re.match("https?:|#", link):
         return link
-    link = re.sub(r"^\.\./((?:\.\./)*)(README|images|helpers|\.github)\b", r"\1\2", link)
-    link = re.sub(r"^((?:\.\./)*)(?:notebooks|\.github)/", r"\1", link)
+    link = re.sub(r"^\.\./((?:\.\./)*)(README|images|helpers|html|\.github)\b", r"\1\2", link)
+    link = re.sub(r"^((?:\.\./)*)(?:notebooks|html|\.github)/", r"\1", link)
     link = re.sub(r"^((?:\.\./)*)README\.md", r"\1index.html", link)
     return re.sub(r"\.ipynb(?=#|$)", ".html", link)
 
 
 def write_pages(folder: Path, execute: bool = False) -> None:
-    """Write every notebook, and the README as index.html.
+    """Write every notebook, the README as index.html, and the network in a page as live.html.
 
     Args:
         folder: where to.
@@ -99,6 +105,7 @@ def write_pages(folder: Path, execute: bool = False) -> None:
     write = delayed(write_page)
     Parallel(n_jobs=together)(write(path, folder, execute) for path in paths)
     write_index(folder)
+    write_live(folder / "live.html")
 
 
 def notebooks() -> list[Path]:
