@@ -39,7 +39,15 @@ def augmentation_steps(
 
     Returns:
         {name: transform}.
+
+    Raises:
+        RuntimeError: AlbumentationsX is installed, which takes no notice of some strengths.
     """
+    if not hasattr(A.Rotate(), "limit"):
+        raise RuntimeError(
+            "AlbumentationsX takes no notice of some settings: pip uninstall albumentationsx "
+            "albumentations, then pip install albumentations"
+        )
     steps: dict[str, A.BasicTransform] = {}
     if trivial:
         steps["TrivialAugment"] = trivial_augment(fill)
@@ -96,8 +104,11 @@ def compose(steps: dict[str, A.BasicTransform], seed: int | None = None) -> A.Co
 
     Returns:
         A pipeline that takes and gives uint8 images (32, 32, 3).
+
+    Raises:
+        ValueError: a step was given a strength that its version of Albumentations does not have.
     """
-    return A.Compose(list(steps.values()), seed=seed)
+    return A.Compose(list(steps.values()), seed=seed, strict=True)
 
 
 class AugmentedDataset(torch.utils.data.Dataset):

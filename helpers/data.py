@@ -48,12 +48,24 @@ class Dataset(torch.utils.data.Dataset):
         labels: (N,) int64, indices into `classes`.
         classes: names, in the order of the labels.
         masks: (N, 32, 32) bool, True on the object, for Shapes-10; None elsewhere.
+
+    Raises:
+        ValueError: labels that are no whole numbers.
     """
 
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
     masks: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels)
+        if labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels must be whole numbers, got {labels.dtype}: give indices into the classes"
+            )
+        # Windows makes them of 32 bits with NumPy 1; a loss takes 64, and `digest` counts bits.
+        object.__setattr__(self, "labels", labels.astype(np.int64, copy=False))
 
     def __len__(self) -> int:
         return len(self.labels)

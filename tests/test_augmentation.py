@@ -173,6 +173,28 @@ def test_update_check_is_off_before_albumentations_is_imported(project, tmp_path
     ).stdout.split() == ["1"]
 
 
+def test_albumentations_x_is_refused_in_one_line(monkeypatch):
+    class Rotate(augmentation.A.Rotate):
+        """As AlbumentationsX 2.5 has it: `limit` is passed over, and images turn by 90 degrees."""
+
+        def __init__(self, angle_range=(-90, 90), limit=None, **options):
+            super().__init__(limit=angle_range, **options)
+            self.angle_range = angle_range
+            del self.limit
+
+    monkeypatch.setattr(augmentation.A, "Rotate", Rotate)
+    with pytest.raises(RuntimeError, match=r"^AlbumentationsX takes no notice.* install .*\Z"):
+        augmentation_steps()
+
+
+@pytest.mark.filterwarnings("ignore:Argument")
+def test_strength_that_a_step_does_not_take_is_refused_when_the_pipeline_is_built():
+    step = augmentation.A.Rotate(angle_range=(-7, 7))
+    for steps in (step, augmentation.A.OneOf([step])):
+        with pytest.raises(ValueError, match="'angle_range' are not valid for transform Rotate"):
+            compose({"Rotate": steps})
+
+
 STRENGTHS = {
     "padding": st.integers(0, 8),
     "hole": st.integers(0, 16),

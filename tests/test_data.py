@@ -890,6 +890,39 @@ def test_changed_address_is_tried_at_once(tmp_path, monkeypatch, mirror, cifar10
     assert_is_cifar10(load_dataset("auto", tmp_path), cifar10)
 
 
+def test_proxy_that_is_set_after_a_failure_is_used(tmp_path, monkeypatch, mirror, cifar10, archive):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}/far.tar.gz"
+    proxy = os.environ["CIFAR10_URL"].rpartition("/")[0]
+    monkeypatch.setenv("CIFAR10_URL", address)
+    for _ in range(2):  # the second time it is remembered
+        assert load_dataset("auto", tmp_path, 1, 1).name == "shapes10"
+    mirror.body = archive
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", proxy.replace("//", "//me:s3cret@"))
+    note = (tmp_path / ".download-failed").read_text()
+    assert_is_cifar10(load_dataset("auto", tmp_path), cifar10)
+    assert mirror.requested_paths == [address] and "s3cret" not in note
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.uint16, np.int64])
+def test_labels_become_int64_whatever_they_were(dtype):
+    images, labels = np.zeros((3, 32, 32, 3), np.uint8), np.array([2, 0, 1])
+    expected = Dataset(images, labels, ("a", "b", "c"))
+    for same in (labels.astype(dtype), [2, 0, 1]):
+        data = Dataset(images, same, ("a", "b", "c"))
+        assert data.labels.dtype == np.int64 and data.labels.tolist() == [2, 0, 1]
+        assert data.digest == expected.digest
+        batch = next(iter(make_loader(data, 3)))
+        assert batch[1].dtype == torch.int64
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0], ["a", "b"], [True, False], [None, 0]], ids=str)
+def test_labels_that_are_no_whole_numbers_are_refused(labels):
+    with pytest.raises(ValueError, match="^labels must be whole numbers, got .*: give indices"):
+        Dataset(np.zeros((2, 32, 32, 3), np.uint8), np.array(labels), ("a", "b"))
+
+
 def make_a_folder(marker, reason):
     marker.unlink()
     marker.mkdir()

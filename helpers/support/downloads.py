@@ -6,7 +6,7 @@ path on this machine; its MD5 is checked either way. What follows a `?` in it ma
 messages and files name its host and path only.
 
 After a failed download the notebooks keep to Shapes-10 for a day, unless CIFAR10_URL changes or has
-such a part; `load_dataset("cifar10")` tries again at once.
+such a part, or the proxies change; `load_dataset("cifar10")` tries again at once.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def download_or_reason(root: Path) -> str:
         download_cifar10(root)
     except RuntimeError as error:
         with suppress(OSError):
-            note.write_text(str(error))
+            note.write_text(f"{error}\n{_proxies()}")
         return str(error)
     return ""
 
@@ -147,18 +147,26 @@ def _recent_failure(note: Path) -> str:
     if re.search("[@?#;]", _url()):
         return ""
     with suppress(OSError):
-        reason = note.read_text("ascii", "replace")
+        reason, _, proxies = note.read_text("ascii", "replace").partition("\n")
         age = abs(time.time() - note.stat().st_mtime)
-        if reason.startswith(_failure()) and age < RETRY_AFTER_SECONDS:
+        is_recent = age < RETRY_AFTER_SECONDS and proxies == _proxies()
+        if reason.startswith(_failure()) and is_recent:
             return reason
     return ""
+
+
+def _proxies() -> str:
+    """What tells the proxies that are set now from others, without a password that they hold."""
+    proxies = sorted(urllib.request.getproxies().items())
+    return hashlib.blake2b(repr(proxies).encode(), digest_size=8).hexdigest()
 
 
 def _open(url: str):
     """Connect, or give up after CONNECT_TIMEOUT: looking up a name has no time limit of its own."""
     try:
         with multiprocessing.pool.ThreadPool(1) as pool:
-            call = pool.apply_async(urllib.request.urlopen, (url, None, CONNECT_TIMEOUT))
+            connect = urllib.request.build_opener().open  # `urlopen` remembers the first proxies
+            call = pool.apply_async(connect, (url, None, CONNECT_TIMEOUT))
             return call.get(CONNECT_TIMEOUT)
     except multiprocessing.TimeoutError:
         raise OSError(f"no answer within {CONNECT_TIMEOUT} seconds") from None
