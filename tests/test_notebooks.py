@@ -177,7 +177,7 @@ def test_opens_with_a_question_its_message_and_what_it_takes(path):
     assert head == "| you will need | new words | time |"
     *_, time = row.strip("| ").split("|")
     assert "CPU cores" in time
-    assert int(re.search(r"(\d+) minutes", time)[1]) <= (45 if path.stem in WALK else 60)
+    assert int(re.search(r"(\d+) minutes", time)[1]) <= 60
 
 
 LEADS = {"Predict, then run.", "Next:"}  # what is bold and no term
