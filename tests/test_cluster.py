@@ -102,7 +102,9 @@ def test_run_whose_worker_is_killed_is_made_by_another(tmp_path, study, schedule
     calls = {(seed, "a"): (killed_once, seed, mark, os.getpid()) for seed in range(4)}
     with cluster.on_cluster(scheduler, study):
         table = study.run_missing(calls)
-    assert sorted(table["seed"]) == [0, 1, 2, 3] and pd.read_csv(study.path).equals(table)
+    assert sorted(table["seed"]) == [0, 1, 2, 3] and pd.DataFrame(
+        runs.read_rows(study.path)
+    ).equals(table)
     assert int(mark.read_text()) not in table["process"].tolist()
 
 

@@ -3,11 +3,11 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import studies
+from helpers import shapes, studies
 from helpers.data import load_dataset
 from helpers.evaluation import Predictions
 from helpers.gradcam import GradCAM
-from helpers.model import resnet18
+from helpers.model import resnet18, save_weights
 from helpers.studies import covering, likeness
 
 SIXTEEN = np.arange(16)
@@ -184,3 +184,29 @@ def test_likeness_of_classes_that_share_weights_is_one(model):
     assert likeness.likeness_of_weights(model)[0] == pytest.approx(1)
     maps = GradCAM(model).evidence(torch.rand(3, 3, 32, 32), torch.arange(10).expand(3, 10))
     assert likeness.likeness_of_classes(maps.flatten(2).numpy())[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("study", [covering, likeness])
+def test_rows_of_other_weights_or_images_under_a_networks_name_are_refused(
+    tmp_path, monkeypatch, capsys, study
+):
+    made = []
+
+    def measure(*of):
+        made.append(of)
+        return [{"network": "net", "score": 1}]
+
+    monkeypatch.setattr(study, "cover" if study is covering else "rows_of", measure)
+    path = tmp_path / "net.pt"
+    options = f"--data shapes10 --output {tmp_path / 't.csv'} {path} --test-size".split()
+    save_weights(resnet18(width=16), path, shapes.CLASSES)
+    for _ in range(2):
+        study.main([*options, "30"])
+    assert len(made) == 1
+    for other in ("data", "weights"):
+        if other == "weights":
+            save_weights(resnet18(width=16), path, shapes.CLASSES)
+        with pytest.raises(SystemExit, match="2"):
+            study.main([*options, "30" if other == "weights" else "31"])
+        assert f"holds runs with other {other}: delete it" in capsys.readouterr().err
+    assert len(made) == 1

@@ -23,7 +23,7 @@ from helpers.evaluation import Predictions, predict
 from helpers.explanation import derangement
 from helpers.gradcam import GradCAM
 from helpers.model import PreActResNet, load_pretrained
-from helpers.studies.runs import read_rows, write_table
+from helpers.studies.runs import lacks, origin_of, read_rows, write_table
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device, to_device_of
 from helpers.support.files import as_path, project_root
@@ -233,9 +233,10 @@ def main(argv: list[str] | None = None) -> None:
     rows = read_rows(path)
     for network in args.networks:
         name = Path(network).stem
-        if name not in {row["network"] for row in rows}:
-            model = load_pretrained(network, data.classes).to(default_device())
-            rows += cover(name, model, data.test)
+        model = load_pretrained(network, data.classes).to(default_device())
+        origin = origin_of(name, model, data.test)
+        if lacks(rows, origin, path):
+            rows += [row | origin for row in cover(name, model, data.test)]
             write_table(path, pd.DataFrame(rows))
     print(pd.DataFrame(rows).to_string())
 

@@ -30,7 +30,7 @@ from helpers.gradcam import GradCAM
 from helpers.model import PreActResNet, dilated, load_pretrained
 from helpers.similarity import all_maps, same_minus_other
 from helpers.studies.covering import BLOCKS, groups, with_block_covered
-from helpers.studies.runs import read_rows, write_table
+from helpers.studies.runs import lacks, origin_of, read_rows, write_table
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device, to_device_of
 from helpers.support.files import as_path, project_root
@@ -343,12 +343,13 @@ def main(argv: list[str] | None = None) -> None:
     rows = read_rows(path)
     for network in args.networks:
         name = Path(network).stem
-        if name not in {row["network"] for row in rows}:
-            model = load(network)
+        model = load(network)
+        origin = origin_of(name, model, data.test)
+        if lacks(rows, origin, path):
             found = rows_of(
                 model, data.test, predict(model, data.test), load_twin(name, data.name, load)
             )
-            rows += [{"network": name} | row for row in found]
+            rows += [origin | row for row in found]
             write_table(path, pd.DataFrame(rows))
     print(pd.DataFrame(rows).to_string())
 

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
+from torch import nn
 from tqdm import tqdm
 
 from helpers.data import Dataset, channel_statistics, load_dataset, split
@@ -158,6 +159,30 @@ def read_rows(path: Path) -> list[dict]:
             f"{path} is damaged, or an older version's ({one_line(error)}): "
             "take such rows out, or name another file"
         ) from error
+
+
+def lacks(rows: list[dict], origin: dict[str, str], path: Path) -> bool:
+    """Whether a table has no rows of a network.
+
+    Args:
+        rows: of the table.
+        origin: as `origin_of` returns it.
+        path: of the table.
+
+    Raises:
+        ValueError: it has rows of other weights of this name, or on other images.
+    """
+    of_name = [row for row in rows if row["network"] == origin["network"]]
+    _require_settings(of_name, origin, path)
+    return not of_name
+
+
+def origin_of(name: str, model: nn.Module, dataset: Dataset) -> dict[str, str]:
+    """What a row depends on: the network's name, digests of its weights and of the images."""
+    weights = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        weights.update(tensor.cpu().numpy().tobytes())
+    return {"network": name, "weights": weights.hexdigest()[:16], "data": dataset.digest}
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -138,12 +138,10 @@ def _write_to_disk(path: Path, content: memoryview, seal: bool) -> None:
 
 def _keep_names(folder: Path) -> None:
     """Have the disk keep the names in a folder; Windows and some network disks cannot."""
-    with suppress(OSError):
+    with suppress(OSError), ExitStack() as stack:
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        stack.callback(os.close, descriptor)
+        os.fsync(descriptor)
 
 
 def read_sealed(path: str | os.PathLike) -> tuple[memoryview, bool]:
@@ -170,8 +168,7 @@ def read_sealed(path: str | os.PathLike) -> tuple[memoryview, bool]:
 def _listed_digest(path: Path) -> str:
     sums = path.with_name(SUMS)
     lines = sums.read_text("utf-8", "replace").splitlines() if sums.is_file() else []
-    listed = [line.split("  ", 1)[0] for line in lines if line.endswith(f"  {path.name}")]
-    return listed[0] if listed else ""
+    return next((line[:64] for line in lines if line[64:] == f"  {path.name}"), "")
 
 
 @contextmanager

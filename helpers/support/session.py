@@ -74,7 +74,9 @@ class Session:
         self.rank, self.world_size = rank_and_world_size()
         parameters = sum(p.numel() for p in state.model.parameters())
         self.identity = identity | {"parameters": parameters, "processes": self.world_size}
-        self.identity["network"] = structure_digest(state.model)
+        # The layers, and which weights learn: a dilated or a frozen network has the same weights.
+        layers = f"{state.model}{[(p.dtype, p.requires_grad) for p in state.model.parameters()]}"
+        self.identity["network"] = hashlib.sha256(layers.encode()).hexdigest()[:16]
         self.example = torch.zeros(2, 3, SIZE, SIZE, device=device)  # to try the network with
         self.checkpoint = Path(os.path.expanduser(checkpoint)) if checkpoint else None
         self.log = log
@@ -250,9 +252,3 @@ class Session:
         with suppress(OSError):  # the terminal may be gone
             print(message, file=sys.stderr)
         sys.exit(128 + number)
-
-
-def structure_digest(model: torch.nn.Module) -> str:
-    """Sixteen digits that tell layers and frozen weights from others, whatever their values."""
-    learns = [(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()]
-    return hashlib.sha256(f"{model}{learns}".encode()).hexdigest()[:16]
