@@ -5,6 +5,7 @@ Figures stand apart from pyplot, so a notebook shows one only where it ends a ce
 that is 12 pixels. Five pictures in a row are enough.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -193,7 +194,7 @@ def confusion_heatmap(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
         yticklabels=False,
     )
     named = range(0, len(classes), -(-len(classes) // (2 * MOST_ROWS)))  # as many as fit
-    places, names = np.array(named) + 0.5, [classes[number] for number in named]
+    places, names = np.array(named) + 0.5, [_short(classes[number]) for number in named]
     ax.set_xticks(places, names, rotation=45)
     ax.set_yticks(places, names, va="center")
     ax.set(xlabel="predicted class", ylabel="actual class")
@@ -225,7 +226,7 @@ def intervals(panels: Mapping[str, pd.DataFrame]) -> Figure:
         drawn |= _marked_intervals(ax, table, names, marks)
         ax.axvline(0, color="0.35", linestyle="--", linewidth=1)
         ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
-        ax.set_yticks(range(len(names)), names)
+        ax.set_yticks(range(len(names)), map(_short, names))
         ax.grid(axis="x", alpha=0.3)
     if len(marks) > 1:
         figure.legend(drawn.values(), drawn, loc="outside upper center", ncols=len(marks))
@@ -440,7 +441,7 @@ def _probability_bars(
     colours = [COLOURS[1 if name in marked else 0] for name in names]
     ax.barh(range(len(names)), values[list(shown)], color=colours)
     _titled(ax, "probability").set(xlim=(0, 1), xticks=[0, 0.5, 1])
-    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.set_yticks(range(len(names)), map(_short, names), fontsize=9)
     ax.invert_yaxis()
 
 
@@ -479,6 +480,11 @@ class PlainFigure(Figure):
 def _figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
     return PlainFigure(figsize=(width, height), layout="constrained")
+
+
+def _short(label: str) -> str:
+    """A label without the middle of a line of more than 40 letters, which would crowd a figure."""
+    return re.sub("(.{25}).{2,}(.{14})", r"\1…\2", str(label))
 
 
 def _some(count: int) -> np.ndarray:
@@ -520,7 +526,7 @@ def _panel_grid(
         ax.set(xticks=[], yticks=[])
         axes[row, column] = ax
     for ax, label in zip(axes[:, 0], row_labels):
-        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+        ax.set_ylabel(_short(label), rotation=0, ha="right", va="center", fontsize=10)
     return axes
 
 

@@ -1,4 +1,5 @@
 import subprocess
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 from PIL import Image
 from tools import smallest_type
 
@@ -236,6 +238,22 @@ def test_a_hundred_probabilities_have_twelve_bars_the_two_classes_among_them():
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == [*MANY[3:5], *MANY[90:]]
     assert [bar.get_width() for bar in ax.patches] == [probabilities[MANY.index(n)] for n in names]
+
+
+def test_long_names_lose_their_middle_and_leave_room_for_the_figure():
+    names = ["a" * 40, "b" * 40 + "c" * 40]
+    table = pd.DataFrame({"mean": [0.4, 0.5], "from": 0, "to": 1}, names)
+    pictures = np.zeros((10, 4, 4, 3), np.uint8)
+    for figure in (
+        plots.confusion_heatmap(np.eye(2, dtype=int), names),
+        plots.intervals({"recall": table}),
+        plots.image_grid(pictures, row_labels=names, scale=1.1),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of panels that have no room left
+            figure.draw_without_rendering()
+        texts = {text.get_text() for text in figure.findobj(Text)}
+        assert {names[0], "b" * 25 + "…" + "c" * 14} <= texts
 
 
 def test_no_image_is_said():
