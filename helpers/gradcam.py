@@ -52,7 +52,7 @@ class GradCAM:
         scale_checked: refuse images beyond [0, 1]. False: for a network that wants another range.
 
     Raises:
-        ValueError: the model has no such layer.
+        ValueError: the model has no such layer, or is traced.
     """
 
     def __init__(
@@ -66,6 +66,10 @@ class GradCAM:
         scale_checked: bool = True,
     ) -> None:
         self.model = unwrapped(model)
+        if isinstance(self.model, torch.jit.ScriptModule):
+            raise ValueError(
+                "a traced or scripted model hides its layers: give what it was made of"
+            )
         self.layer = _find_layer(self.model, layer)
         self.output = output
         self.reshape = reshape
@@ -154,10 +158,7 @@ class GradCAM:
         finally:
             handle.remove()
         if not kept:
-            raise ValueError(
-                "the model does not call this layer, or is traced: choose one that it runs, "
-                "or give the model that was traced"
-            )
+            raise ValueError("the model does not call this layer, or hides it: choose another")
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
@@ -171,7 +172,7 @@ class GradCAM:
         activations = self._arranged(kept.detach(), images)
         # Images do not influence each other's logits, so one gradient of their sum serves all.
         with torch.enable_grad():
-            scores = logits.gather(1, numbers.reshape(len(logits), -1)).sum(0)
+            scores = logits.gather(1, numbers.reshape(len(logits), -1)).sum(0).unbind()
         maps = []
         with torch.autocast(kept.device.type, enabled=False):
             for score in scores:
@@ -234,8 +235,7 @@ class _GradientModes(TorchFunctionMode):
 def _without_compilation() -> AbstractContextManager:
     """Run what torch.compile has compiled as it was before: its code does not call hooks."""
     compiler = sys.modules.get("torch._dynamo")  # not imported: nothing has been compiled
-    set_stance = getattr(compiler, "set_stance", None)  # since PyTorch 2.6
-    return set_stance("force_eager") if set_stance else nullcontext()
+    return compiler.set_stance("force_eager") if compiler else nullcontext()
 
 
 def _find_layer(model: nn.Module, layer: Any) -> nn.Module:

@@ -302,10 +302,11 @@ def test_attribute_called_module_is_no_wrapper(model):
 
 
 @pytest.mark.filterwarnings("ignore")  # tracing is an old way, but people have such files
-def test_traced_model_is_refused(model):
-    traced = torch.jit.trace(model.eval(), IMAGES)
-    with pytest.raises(ValueError, match="or is traced: .* give the model that was traced"):
-        GradCAM(traced)(IMAGES)
+def test_traced_or_scripted_model_is_refused_by_name(model):
+    script = torch.jit.script(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()))
+    for hidden, layer in ((torch.jit.trace(model.eval(), IMAGES), "layer4"), (script, "0")):
+        with pytest.raises(ValueError, match="traced or scripted .*: give what it was made of"):
+            GradCAM(hidden, layer)
 
 
 def test_layer_may_be_a_module_or_a_list_of_one(model):
@@ -353,6 +354,13 @@ def test_gradient_mode_that_the_model_opens_itself_changes_no_map(model, layer, 
     maps = GradCAM(OpensModes(model, mode), f"net.{layer}").evidence(IMAGES, 3)
     assert_close(maps, expected, rtol=1e-3, atol=1e-6)
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("mode", OWN_MODES)
+def test_gradient_mode_around_the_whole_forward_pass_changes_no_map(model, mode):
+    expected = GradCAM(model, "layer3").evidence(IMAGES, 3)
+    model.forward = mode()(model.forward)
+    assert torch.equal(GradCAM(model, "layer3").evidence(IMAGES, 3), expected)
 
 
 def test_model_may_take_gradients_itself_below_the_layer():
