@@ -107,7 +107,9 @@ def test_a_page_of_the_second_shelf(tmp_path, monkeypatch):
     (root / "README.md").write_text("# Title")
     shutil.copy(pages_module.TEMPLATE, root / "notebooks")
     monkeypatch.setattr(pages_module, "ROOT", root)
-    cells = [nbformat.v4.new_markdown_cell(TEXT), nbformat.v4.new_code_cell("print(6 * 7)")]
+    monkeypatch.setenv("JPY_SESSION_NAME", "of a kernel from whose terminal the pages are made")
+    code = "import os; print(6 * 7, os.environ.get('JPY_SESSION_NAME'))"
+    cells = [nbformat.v4.new_markdown_cell(TEXT), nbformat.v4.new_code_cell(code)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), further / "one.ipynb")
     folder = tmp_path / "html"
     pages_module.write_page(further / "one.ipynb", folder, execute=True)
@@ -117,7 +119,7 @@ def test_a_page_of_the_second_shelf(tmp_path, monkeypatch):
     assert "<code>$not$</code>" in page
     assert 'href="../03_evaluation.html"' in page and 'href="../index.html"' in page
     assert (folder / "helpers" / "record.csv").is_file()
-    assert "42" in page
+    assert "42 None" in page
     assert "<th></th>" not in page
 
 

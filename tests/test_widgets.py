@@ -1,14 +1,15 @@
 import io
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from helpers.interactive import widgets
 from helpers.interactive.widgets import as_png, has_front_end
 
-VARIABLES = ("JPY_SESSION_NAME", "VSCODE_PID")
+VARIABLES = ("JPY_SESSION_NAME", "VSCODE_PID", "KAGGLE_KERNEL_RUN_TYPE")
 
 
 @pytest.fixture
@@ -24,9 +25,22 @@ def test_a_kernel_without_a_front_end_shows_no_widgets(nowhere):
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_jupyter_and_vs_code_show_widgets(nowhere, monkeypatch, name):
-    monkeypatch.setenv(name, "1")
+def test_jupyter_vs_code_and_kaggle_show_widgets(nowhere, monkeypatch, name):
+    monkeypatch.setenv(name, "Interactive")
     assert has_front_end()
+
+
+def test_a_run_that_kaggle_saves_shows_none(nowhere, monkeypatch):
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Batch")
+    assert not has_front_end()
+
+
+def test_vs_code_shows_widgets_on_a_remote_machine_too(nowhere, monkeypatch):
+    shell = SimpleNamespace(user_ns={"__vsc_ipynb_file__": "/home/me/04_gradcam_correct.ipynb"})
+    monkeypatch.setattr(widgets, "get_ipython", lambda: shell)
+    assert has_front_end()
+    shell.user_ns.clear()
+    assert not has_front_end()
 
 
 def test_colab_shows_widgets(nowhere, monkeypatch):

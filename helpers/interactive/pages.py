@@ -24,6 +24,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 
 from helpers.interactive.live import write_live
+from helpers.interactive.widgets import FRONT_ENDS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "notebooks" / "page.html.j2"
@@ -138,7 +139,9 @@ def write_page(path: Path, folder: Path, execute: bool = False) -> None:
     notebook = nbformat.read(path, as_version=4)
     if execute:
         resources = {"metadata": {"path": str(path.parent)}}
-        NotebookClient(notebook, timeout=None, resources=resources).execute()
+        # A page can show no widget, even where this runs in a terminal of JupyterLab.
+        environment = {n: value for n, value in os.environ.items() if n not in FRONT_ENDS}
+        NotebookClient(notebook, timeout=None, resources=resources).execute(env=environment)
     _write(notebook, name_of(path), folder)
 
 

@@ -82,8 +82,7 @@ def upload(model: PreActResNet, classes: Sequence[str]) -> widgets.VBox | None:
         The widget; None, after printing a sentence on how to get one, where none can be shown.
     """
     if not has_front_end():
-        places = "JupyterLab or Colab"
-        print(f"here you could upload a photograph, if the notebook were open in {places}")
+        print("JupyterLab, VS Code, Colab and Kaggle show a button here to upload a photograph")
         return None
     button = widgets.FileUpload(accept="image/*")
     note = widgets.HTML()
