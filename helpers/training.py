@@ -276,7 +276,8 @@ def fit(
         config: of the run.
         device: `default_device()` if not given.
         checkpoint: a path. It is written after every epoch and when interrupted; where it exists,
-            the run goes on from it, to the same bits. One run at a time may use it.
+            the run goes on from it, with as many threads to the same bits. One run at a time may
+            use it.
         log: called with the row of each finished epoch. (TQDM_DISABLE=1 silences the progress bar.)
         compile: use torch.compile, if it works here.
 
