@@ -160,6 +160,20 @@ def test_without_mistakes_or_without_right_predictions_there_are_no_matches_but_
         assert sorted(explorer.choose_images(predictions, 100)) == list(range(40))
 
 
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_pairs_are_made_where_none_are_asked_for(sets, count):
+    found = explorer.match_mistakes(sets["test"][1], count, np.random.default_rng(0))
+    assert found.shape == (0, 2)
+
+
+def test_sets_of_different_classes_are_refused(model, sets):
+    images, _ = sets["training"]
+    turned = Dataset(images.images, images.labels, tuple(reversed(images.classes)))
+    different = sets | {"turned": (turned, predict(model, turned))}
+    with pytest.raises(ValueError, match="different classes: make an explorer for each"):
+        explorer.explore(model, different)
+
+
 def test_a_still_figure_has_both_grids(model, sets, monkeypatch):
     shown = {}
 

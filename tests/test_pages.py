@@ -175,3 +175,16 @@ def test_a_notebook_of_the_reader_is_written_whatever_it_holds(tmp_path, monkeyp
     nbformat.write(notebook, tmp_path / "notebooks" / "mine.ipynb")
     pages_module.write_page(tmp_path / "notebooks" / "mine.ipynb", tmp_path)
     assert ">A &amp; &lt;b&gt;</a>" in read_page(tmp_path, "mine")
+
+
+def test_files_outside_the_project_and_dead_links_are_not_copied(tmp_path, monkeypatch):
+    root, folder = tmp_path / "project", tmp_path / "pages" / "html"
+    (root / "images").mkdir(parents=True)
+    (root / "images" / "a.png").write_bytes(b"a picture")
+    (tmp_path / "secret.txt").write_text("not for others")
+    monkeypatch.setattr(pages_module, "ROOT", root)
+    links = '![a](images/a.png "a title") [b](images/../../secret.txt) ![c](images/none.png)'
+    (root / "README.md").write_text(f"# Title\n{links} [d](images/) ![e](images/a.png?raw=true)")
+    pages_module.write_index(folder)
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {"index.html", "a.png"}
+    assert [path.name for path in folder.parent.iterdir()] == ["html"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tools import as_bytes
+from tools import as_bytes, assert_same_weights, states_of
 
 from helpers import plots
 from helpers.gradcam import GradCAM
@@ -105,3 +105,14 @@ def test_names_of_classes_are_no_markup_in_what_is_said_of_an_upload(monkeypatch
     note, _ = upload_files(monkeypatch, classes)((GOOD,))
     assert "<" not in note.value
     assert ", ".join(classes) in html.unescape(note.value)
+
+
+def test_a_network_in_training_mode_says_the_same_and_stays_as_it_is():
+    torch.manual_seed(0)
+    model = resnet18(width=16).eval()
+    content = as_bytes(Image.fromarray(QUARTERS))
+    _, expected = photo.explain_photo(model, content, CLASSES)
+    before = states_of(model.train())
+    assert photo.explain_photo(model, content, CLASSES)[1] == expected
+    assert model.training
+    assert_same_weights(model, before)

@@ -45,7 +45,7 @@ def explore(
         The explorer, to show in a notebook or on a page.
 
     Raises:
-        ValueError: predictions of other images, or by another network.
+        ValueError: predictions of other images, or by another network; sets of different classes.
     """
     dataset, predictions = next(iter(sets.values()))
     classes = dataset.classes
@@ -56,6 +56,8 @@ def explore(
     parts = []
     for number, (images, answers) in enumerate(sets.values()):
         require_source(answers, model, images)
+        if images.classes != classes:
+            raise ValueError("these sets have different classes: make an explorer for each")
         chosen = choose_images(answers, count)
         rows.extend(_rows(number, answers, chosen))
         parts.append(images.subset(chosen))
@@ -113,7 +115,7 @@ def match_mistakes(predictions: Predictions, count: int, rng: np.random.Generato
     wrong = np.flatnonzero(~predictions.correct)
     free = np.flatnonzero(predictions.correct)
     pairs = []
-    for mistake in rng.permutation(wrong)[: min(count, len(free))]:
+    for mistake in rng.permutation(wrong)[: max(0, min(count, len(free)))]:
         same_class = free[predicted[free] == predicted[mistake]]
         candidates = same_class if len(same_class) else free
         gaps = np.abs(confidence[candidates] - confidence[mistake])

@@ -42,7 +42,7 @@ def play(
     rng = np.random.default_rng(seed)
     indices = rng.permutation(match_mistakes(predictions, rounds // 2, rng).ravel())
     if not len(indices):
-        raise ValueError("a game needs mistakes and right predictions: take more images")
+        raise ValueError("a game needs mistakes, right predictions, two rounds: take more images")
     maps = GradCAM(model).evidence(dataset.tensor(indices), predictions.predicted[indices])
     answers = ["right" if is_right else "wrong" for is_right in predictions.correct[indices]]
 

@@ -29,7 +29,7 @@ from helpers.interactive.widgets import FRONT_ENDS
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "notebooks" / "page.html.j2"
 BADGES = re.compile(r"^\[!\[.*\n", re.MULTILINE)  # drawn by another host
-LINKED_FILES = re.compile(r'(?:\]\(|src=")(?:\.\./)*((?:images|helpers|\.github)/[^)"#]+)')
+LINKED_FILES = re.compile(r'(?:\]\(|src=")(?:\.\./)*((?:images|helpers|\.github)/[^)"#?\s]+)')
 EMPTY_HEADERS = re.compile("<th[^>]*></th>")  # of tables, which a screen reader stumbles over
 TITLES = re.compile(r"^\| \[([^\]]+)\]\(notebooks/([\w/]+)\.ipynb\)", re.MULTILINE)
 TOGETHER = 2  # notebooks that run at the same time, where there are as many cores
@@ -168,6 +168,8 @@ def _write(notebook: NotebookNode, name: str, folder: Path) -> None:
     target.write_text(EMPTY_HEADERS.sub("<td></td>", page), encoding="utf-8")
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     for linked in LINKED_FILES.findall("\n".join(texts)):
+        if not (ROOT / linked).is_file() or ".." in linked:  # dead, or leads out of the project
+            continue
         copy = folder / linked.removeprefix(".github/")  # hidden folders are not published
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / linked, copy)

@@ -16,7 +16,7 @@ from helpers.gradcam import GradCAM
 from helpers.interactive.explorer import maps_by_grid
 from helpers.interactive.widgets import as_png, has_front_end
 from helpers.model import PreActResNet
-from helpers.support.device import to_device_of
+from helpers.support.device import eval_mode, to_device_of
 from helpers.support.image_files import crop_and_shrink, read_image
 
 LOW_CONFIDENCE = 0.6  # probability of the best class below which `explain_photo` calls it unsure
@@ -55,7 +55,8 @@ def explain_photo(
     """
     photo = read_image(source)
     images = to_network(photo)
-    probabilities = model(to_device_of(model, images)).softmax(1)[0].cpu()
+    with eval_mode(model):
+        probabilities = model(to_device_of(model, images)).softmax(1)[0].cpu()
     best = probabilities.topk(2).indices
     names = [classes[number] for number in best]
     maps = maps_by_grid({"4 × 4 cells": GradCAM(model)}, images, best)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from helpers.support.device import plain_name
-from helpers.support.files import read_sealed, write_atomically
+from helpers.support.files import one_line, read_sealed, write_atomically
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -156,8 +156,8 @@ def load_network(
     if classes is not None and tuple(known or ()) != tuple(classes):
         remedy = "train on them" if known else "save_weights adds them, or train on them"
         raise ValueError(
-            f"{path} knows the classes {known}, the data have {tuple(classes)}: "
-            f"{remedy} with notebook 02"
+            f"{path} knows the classes {one_line(known)}, the data have "
+            f"{one_line(tuple(classes))}: {remedy} with notebook 02"
         )
     return model
 
