@@ -20,6 +20,10 @@ from helpers.model import PreActResNet, dilated
 from helpers.similarity import all_maps
 
 IMAGES = 1024  # in an explorer; WALKTHROUGH_IMAGES in the environment sets another number
+ALT = (
+    "One image, bars of its probabilities, "
+    "and on two grids the maps of two classes and their difference"
+)
 COLUMNS = 32  # images in a row of the sprite, the one picture that holds them all
 
 
@@ -74,11 +78,7 @@ def explore(
         "sprite": _sprite(np.concatenate([part.images for part in parts])),
     }
     still = still_figure(cams, dataset, predictions, rows[0]["index"])
-    alt = (
-        "One image, bars of its probabilities, "
-        "and on two grids the maps of two classes and their difference"
-    )
-    return embed("explorer", data, still, alt)
+    return embed("explorer", data, still, ALT)
 
 
 def choose_images(predictions: Predictions, count: int) -> np.ndarray:
