@@ -374,6 +374,31 @@ def test_first_cell_on_colab_fetches_the_project_and_says_where_checkpoints_go(t
         assert_project_was_fetched(run_first_cell_on_colab(tmp_path, str(PROJECT)), tmp_path)
 
 
+def run_first_cell_elsewhere(folder, url="", **environment):
+    cell = code_cells(NOTEBOOKS[0])[0].source.replace('PROJECT_URL = ""', f"PROJECT_URL = {url!r}")
+    cell += "\nimport helpers.data; print(helpers.data.__file__)"
+    inherited = {name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", cell]
+    environment = inherited | environment
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@needs_git
+def test_first_cell_on_kaggle_fetches_the_project(tmp_path):
+    kaggle = {"KAGGLE_KERNEL_RUN_TYPE": "Interactive", "WALKTHROUGH_ROOT": str(tmp_path)}
+    done = run_first_cell_elsewhere(tmp_path, str(PROJECT), **kaggle)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "project" / "helpers" / "data.py")
+
+
+def test_first_cell_without_a_project_says_where_to_start(tmp_path):
+    (tmp_path / "project").mkdir()  # of somebody else
+    done = run_first_cell_elsewhere(tmp_path)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode and last.startswith(f"AssertionError: no project in or above {tmp_path}")
+    assert "start Jupyter in the project's folder, or clone" in last
+
+
 @pytest.fixture
 def colab():
     """A stand-in for the server that says which notebooks a machine of Colab runs."""
