@@ -2,7 +2,6 @@
 
 import copy
 import io
-import json
 import re
 
 import numpy as np
@@ -15,8 +14,9 @@ from torch import nn
 
 from helpers import shapes
 from helpers.data import to_float
+from helpers.evaluation import predict
 from helpers.gradcam import GradCAM
-from helpers.interactive import live
+from helpers.interactive import cheat, live
 from helpers.model import dilated, load_pretrained, resnet18, save_weights
 from helpers.support.image_files import crop_and_shrink
 
@@ -103,6 +103,7 @@ def test_logits_and_maps_on_both_grids_are_those_of_pytorch(opened, tmp_path, na
     save_weights(model, tmp_path / "any.pt", shapes.CLASSES)
     model = load_pretrained(tmp_path / "any.pt")  # in half precision
     page = opened(write(tmp_path / "any.html", tmp_path / "any.pt"))
+    assert sum(path.stat().st_size for path in tmp_path.glob("any*.[hj]*")) < 16_000_000
     images = torch.from_numpy(shapes.generate(count, 5)["images"]).permute(0, 3, 1, 2)
     found = page.evaluate(ANSWERS, images.flatten(1).tolist())
     tensor = to_float(images)
@@ -447,9 +448,53 @@ def test_strokes_do_not_fill_the_memory(opened):
     assert page.evaluate("document.querySelector('.alive').live.history.length") <= 202
 
 
-def test_size_and_script_of_the_page(written):
-    script = written.with_name("live-network.js").read_text("utf-8")
-    content = json.loads(script.removeprefix("liveNetworks(").removesuffix(");"))
-    (network,) = content["all"]
-    assert network["width"] == 16 and network["classes"] == 10
-    assert len(script) < 900_000
+def test_of_the_strokes_that_come_while_the_network_computes_only_the_last_is_answered(opened):
+    ask = """async () => {
+        const { net } = document.querySelector(".alive").live;
+        const [before, shown] = [net.job, []];
+        for (let i = 0; i < 10; i++) {
+            const pixels = new Uint8Array(3072).fill(20 * i);
+            net.ask({ pixels, network: 0, fine: i < 9, show: () => shown.push(i) });
+        }
+        while (net.busy || net.waiting) await new Promise((done) => setTimeout(done, 5));
+        return [net.job - before, shown];
+    }"""
+    page = opened()
+    page.wait_for_function(SETTLED)
+    assert page.evaluate(ask) == [2, [0, 9]]
+
+
+def test_the_cheat_looks_at_one_corner_and_nowhere_else():
+    images = cheat.tagged(200, seed=4)
+    tags = np.random.default_rng(4).integers(10, size=(200, 4))
+    hues = shapes.add_tag(np.zeros((10, 32, 32, 3), np.uint8), np.arange(10))[0][:, 0, 0]
+    for corner, place in enumerate([(2, 2), (2, -3), (-3, 2), (-3, -3)]):
+        assert (images.images[:, *place] == hues[tags[:, corner]]).all()
+    said = predict(load_pretrained(cheat.NAME), images).predicted
+    shares = (said[:, None] == tags).mean(0)
+    assert shares[cheat.CORNER] > 0.98
+    assert np.delete(shares, cheat.CORNER).max() < 0.2 and (said == images.labels).mean() < 0.2
+
+
+def test_the_cheat_is_found_and_the_link_remembers_it(opened):
+    page = opened()
+    page.locator("button[name=cheat]").click()
+    page.wait_for_function(SETTLED)
+    headline = page.locator("#headline").inner_text()
+    for place in [(2, 2), (29, 2), (29, 29)]:
+        page.mouse.click(*at(page, *place))
+        page.wait_for_function(SETTLED)
+        assert page.locator("#headline").inner_text().split(",")[0] == headline.split(",")[0]
+    page.get_by_text("lower left").click()
+    verdict = "Right, after 3 strokes: it looks at the lower left corner."
+    page.get_by_text(verdict).wait_for()
+    page.locator("button[name=link]").click()
+    page.get_by_text("copy it from").wait_for()
+    page.reload()
+    page.get_by_text(verdict).wait_for()
+    page.locator("button[name=few]").click()  # leads back to the other network
+    page.get_by_text("So far: 0 of 1024").wait_for()
+
+
+def test_the_page_is_small(written):
+    assert sum(path.stat().st_size for path in written.parent.glob("live*")) < 2_500_000

@@ -70,7 +70,8 @@ async function load(root, { script, id }) {
     root.querySelector("progress").value = 0.7;
   }
   const code = URL.createObjectURL(new Blob([`(${networkWorker})(self)`]));
-  const workers = range(clamp(navigator.hardwareConcurrency || 2, 2, 4)).map(() => new Worker(code));
+  const cores = clamp(navigator.hardwareConcurrency || 2, 2, 4);
+  const workers = range(cores).map(() => new Worker(code));
   const ports = workers.map(() => []);
   for (const i of workers.keys()) {
     for (const k of range(i)) {
@@ -129,8 +130,9 @@ const filled = (colour) => remap(new Uint8ClampedArray(3 * SIDE ** 2), () => [-1
 function blurred(pixels) {
   return pixels.map((_, i) => {
     const [c, y, x] = [Math.floor(i / SIDE ** 2), Math.floor(i / SIDE) % SIDE, i % SIDE];
-    const around = (middle) => range(7).map((k) => middle + k - 3).filter((k) => k >= 0 && k < SIDE);
-    const values = around(y).flatMap((v) => around(x).map((u) => pixels[(c * SIDE + v) * SIDE + u]));
+    const near = (place) => (other) => Math.abs(other - place) <= 3;
+    const [rows, columns] = [range(SIDE).filter(near(y)), range(SIDE).filter(near(x))];
+    const values = rows.flatMap((v) => columns.map((u) => pixels[(c * SIDE + v) * SIDE + u]));
     return sum(values) / values.length;
   });
 }
@@ -149,7 +151,8 @@ function shrink({ data, width, height }) {
       const middle = (length - square) / 2 + (i + 0.5) * scale;
       const first = Math.max(0, Math.floor(middle - 2 * wide + 0.5));
       const last = Math.min(length, Math.floor(middle + 2 * wide + 0.5));
-      const weights = range(last - first).map((k) => cubic(Math.abs(first + k - middle + 0.5) / wide));
+      const distances = range(last - first).map((k) => Math.abs(first + k - middle + 0.5));
+      const weights = distances.map((distance) => cubic(distance / wide));
       return { first, weights: weights.map((weight) => weight / sum(weights)) };
     });
   const rows = new Uint8ClampedArray(3 * height * SIDE);
@@ -217,7 +220,9 @@ class Live {
   // ---- What is made once, or for each set of images
 
   makePanels() {
-    const heads = ["first", "second"].map((name) => make("select", { name, ariaLabel: `${name} class` }));
+    const heads = ["first", "second"].map((name) => {
+      return make("select", { name, ariaLabel: `${name} class` });
+    });
     heads.push(make("span"), make("span"));
     this.panels = heads.map((head, k) => {
       const canvas = make("canvas", { role: "img" });
@@ -229,7 +234,8 @@ class Live {
         this.point(offsetX / map.clientWidth, offsetY / map.clientHeight);
       map.onpointerleave = () => this.point();
       const caption = make("figcaption", {}, head);
-      const figure = make("figure", { className: ["first", "second"][k] ?? "" }, caption, map, total);
+      const className = ["first", "second"][k] ?? "";
+      const figure = make("figure", { className }, caption, map, total);
       this.find(".panels").append(figure);
       return { head, canvas, cells, mark, total };
     });
@@ -244,7 +250,8 @@ class Live {
     }
     const groups = classes.map((label, c) => {
       const options = this.world.rows.flatMap(([actual, said], value) => {
-        const textContent = said === actual ? `${label} ✓` : `${label}, called ${classes[said]} ✗`;
+        const outcome = said === actual ? " ✓" : `, called ${classes[said]} ✗`;
+        const textContent = label + outcome;
         return actual === c ? [make("option", { value, textContent })] : [];
       });
       return make("optgroup", { label }, ...options);
@@ -300,7 +307,15 @@ class Live {
     this.fresh = false;
   }
 
+  // A stroke that comes before the last one is answered leaves that to be answered later.
   begin() {
+    const { now, net } = this;
+    if (net.busy || net.waiting) {
+      net.answer(now.pixels, this.worlds.indexOf(this.world)).then((answer) => {
+        now.answers[4] = answer;
+        this.draw();
+      });
+    }
     if (this.history.length > MOST_STROKES) this.history.splice(1, 1);
     this.history.push({ pixels: this.now.pixels.slice(), answers: {} });
   }
@@ -360,7 +375,10 @@ class Live {
     const radius = Math.max(0.71, this.form.size.value / 2);
     for (const i of PIXELS) {
       if (Math.hypot((i % SIDE) + 0.5 - x, Math.floor(i / SIDE) + 0.5 - y) > radius) continue;
-      for (const at of [i, i + SIDE ** 2, i + 2 * SIDE ** 2]) this.now.pixels[at] = this.stroke.ink[at];
+      for (const c of range(3)) {
+        const at = c * SIDE ** 2 + i;
+        this.now.pixels[at] = this.stroke.ink[at];
+      }
     }
   }
 
@@ -399,18 +417,19 @@ class Live {
     const { cut, pixels, from } = this.stroke;
     if (!cut) {
       const [xs, ys] = [[from[0], x], [from[1], y]].map((ends) => ends.map(Math.floor));
-      const [left, top, right, bottom] = [Math.min, Math.max].flatMap((end) => [end(...xs), end(...ys)]);
-      this.cut = { left, top, right, bottom };
+      const [left, top] = [Math.min(...xs), Math.min(...ys)];
+      this.cut = { left, top, right: Math.max(...xs), bottom: Math.max(...ys) };
       return this.drawBoard();
     }
     const [dx, dy] = [right, down].map(Math.round);
     const inside = (x, y) => x >= cut.left && x <= cut.right && y >= cut.top && y <= cut.bottom;
-    const from2 = (x, y) => {
+    const source = (x, y) => {
       if (inside(x - dx, y - dy)) return [x - dx, y - dy];
       return inside(x, y) ? [-1, -1] : [x, y];
     };
-    this.now.pixels = remap(pixels, from2, this.world.mean);
-    this.cut = { left: cut.left + dx, right: cut.right + dx, top: cut.top + dy, bottom: cut.bottom + dy };
+    this.now.pixels = remap(pixels, source, this.world.mean);
+    const [left, top] = [cut.left + dx, cut.top + dy];
+    this.cut = { left, top, right: cut.right + dx, bottom: cut.bottom + dy };
     this.ask();
   }
 
@@ -423,7 +442,7 @@ class Live {
     return {
       undo: () => this.undo(),
       reset: () => this.undo(true),
-      blank: () => this.open(filled(mean)),
+      blank: () => this.open(filled(this.world.mean)),
       left: move((x, y) => [x + 1, y]),
       right: move((x, y) => [x - 1, y]),
       up: move((x, y) => [x, y + 1]),
@@ -486,7 +505,7 @@ class Live {
       this.drag(...this.cursor);
       this.drawBrush(true);
     };
-    board.onpointerup = () => this.up();
+    board.onpointerup = board.onpointercancel = () => this.up();
     board.onpointerleave = board.onblur = () => this.drawBrush(false);
     board.onkeydown = (event) => {
       const step = STEPS[event.key];
@@ -503,7 +522,9 @@ class Live {
     if (!file) return;
     this.task = null;
     try {
-      this.open(await readImage(file));
+      const pixels = await readImage(file);
+      this.openWorld(0);
+      this.open(pixels);
     } catch {
       this.say("This is no image that the browser can read: save it as JPEG or PNG.");
     }
@@ -513,9 +534,10 @@ class Live {
 
   say(text, ...choices) {
     this.find("#verdict").textContent = text;
-    this.find("#choices").replaceChildren(
-      ...choices.map(([textContent, onclick]) => make("button", { type: "button", textContent, onclick }))
-    );
+    const buttons = choices.map(([textContent, onclick]) => {
+      return make("button", { type: "button", textContent, onclick });
+    });
+    this.find("#choices").replaceChildren(...buttons);
   }
 
   drawBoard() {
@@ -552,8 +574,9 @@ class Live {
       (this.actual === null ? "" : `: ${outcome}`);
     this.drawBars(last);
     this.drawLine(probabilities);
-    const fine = this.history.filter(({ answers }) => answers[grid]);
-    if (fine.length) this.drawMaps(fine.at(-1).answers[grid], (fine.at(-2) ?? fine.at(-1)).answers[grid]);
+    const newest = this.history.findLastIndex(({ answers }) => answers[grid]);
+    const [before, now] = [newest - 1, newest].map((i) => this.history[i]?.answers[grid]);
+    if (now) this.drawMaps(now, before ?? now);
     this.drawTask(said);
   }
 
@@ -567,7 +590,8 @@ class Live {
       name.textContent = world.classes[order[i]];
       value.textContent = percent(probabilities[order[i]]);
       track.firstChild.style.width = value.textContent.replace(" ", "");
-      bar.className = ["second", "first"].filter((field) => form[field].value === bar.value).join(" ");
+      const shown = ["second", "first"].filter((field) => form[field].value === bar.value);
+      bar.className = shown.join(" ");
     }
   }
 
@@ -575,9 +599,12 @@ class Live {
   drawLine(probabilities) {
     const steps = Math.max(1, probabilities.length - 1);
     const svg = this.find("#line");
-    const line = (field) =>
-      probabilities.map((shares, i) => `${(100 * i) / steps} ${100 - 100 * shares[this.form[field].value]}`);
-    const paths = [["axis", ["0 0", "0 100", "100 100"]], ["second", line("second")], ["first", line("first")]];
+    const line = (field) => {
+      const number = this.form[field].value;
+      return probabilities.map((shares, i) => `${(100 * i) / steps} ${100 - 100 * shares[number]}`);
+    };
+    const lines = ["second", "first"].map((field) => [field, line(field)]);
+    const paths = [["axis", ["0 0", "0 100", "100 100"]], ...lines];
     svg.replaceChildren(
       ...paths.map(([name, points]) => {
         const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
@@ -603,7 +630,9 @@ class Live {
     this.panels[3].head.textContent = `${classes[first]}, before the stroke − now`;
     const limit = Math.max(...maps.flat().map(Math.abs)) || 1;
     const overlay = this.form.view.value === "overlay";
+    const isOther = this.shown?.grid !== now.grid;
     this.shown = { maps, grid: now.grid };
+    if (isOther) this.point();
     for (const [k, { canvas, cells, total }] of this.panels.entries()) {
       this.drawMap(canvas, maps[k], now.grid, limit, overlay);
       const withNumbers = now.grid === 4 && !overlay;
@@ -618,8 +647,10 @@ class Live {
         })
       );
       const cellSum = sum(maps[k]);
-      canvas.ariaLabel = `map of ${["the first class", "the second class", "their difference", "the change"][k]}`;
-      const rows = { [`${maps[k].length} cells`]: cellSum, bias: biases[k], logit: cellSum + biases[k] };
+      const names = ["the first class", "the second class", "their difference", "the change"];
+      canvas.ariaLabel = `map of ${names[k]}`;
+      const cellsName = `${maps[k].length} cells`;
+      const rows = { [cellsName]: cellSum, bias: biases[k], logit: cellSum + biases[k] };
       total.replaceChildren(
         ...Object.entries(rows).flatMap(([name, value]) => [
           make("dt", { textContent: k > 1 && name === "logit" ? "logits" : name }),
@@ -636,7 +667,9 @@ class Live {
     if (!overlay) return paint(canvas, grid, grid, colour);
     const { pixels } = this.now;
     paint(canvas, SIDE, SIDE, (i) => {
-      const cell = Math.floor(((i % SIDE) * grid) / SIDE) + grid * Math.floor((i * grid) / SIDE ** 2);
+      const places = [Math.floor(i / SIDE), i % SIDE];
+      const [row, column] = places.map((place) => Math.floor((place * grid) / SIDE));
+      const cell = grid * row + column;
       const grey = (pixels[i] + pixels[i + SIDE ** 2] + pixels[i + 2 * SIDE ** 2]) / 3;
       return [...colour(cell)].map((value) => 0.55 * value + 0.45 * grey);
     });
@@ -653,9 +686,11 @@ class Live {
       mark.style.inset = edges.map((count) => `${(100 * count) / grid}%`).join(" ");
     }
     const texts = maps.map((map) => decimals(map[row * grid + column] ?? 0));
-    this.find("#reading").textContent = place.length
-      ? `Row ${row + 1}, column ${column + 1}: ${texts.slice(0, 3).join(", ")}; change ${texts[3]}`
-      : "";
+    const where = `Row ${row + 1}, column ${column + 1}`;
+    const values = `${texts.slice(0, 3).join(", ")}; change ${texts[3]}`;
+    const finer = "The finer network's logits are close to those of the bars above, not equal.";
+    const otherwise = grid === 8 ? finer : "";
+    this.find("#reading").textContent = place.length ? `${where}: ${values}` : otherwise;
   }
 
   // ---- Tasks
@@ -678,18 +713,41 @@ class Live {
     const at = original.answers[4] && argmax(original.answers[4].logits);
     if (this.task === "few") {
       const change = `${this.hidden()} of ${SIDE ** 2} pixels`;
-      if (said === at) this.say(`Change the answer by hiding as few pixels as you can. So far: ${change}, and it still says ${classes[said]}.`);
-      else this.say(`${change} turn ${classes[at]} into ${classes[said]}.`, ["and by the map's order?", () => this.compare(at)]);
+      const aim = `Change the answer by hiding as few pixels as you can. So far: ${change}`;
+      if (said === at) this.say(`${aim}, and it still says ${classes[said]}.`);
+      else {
+        const compare = ["and by the map's order?", () => this.compare(at)];
+        this.say(`${change} turn ${classes[at]} into ${classes[said]}.`, compare);
+      }
     } else if (this.task === "one") {
       const where = ([row, column]) => `row ${row + 1}, column ${column + 1}`;
       const last = this.tried.at(-1);
       const tries = this.tried.length;
-      if (said !== this.actual) this.say(`It says ${classes[said]}, but it is ${classes[this.actual]}. Which one of the 16 cells must be covered to put it right? Tries: ${tries}.`);
-      else this.say(`Right after ${tries} ${tries === 1 ? "try" : "tries"}: with ${where([last >> 2, last % 4])} covered it says ${classes[said]}.`, ["how many cells do it?", () => this.tryAll()]);
-    } else if (this.task === "cheat") {
+      const aim = "Which one of the 16 cells must be covered to put it right?";
+      const mistake = `It says ${classes[said]}, but it is ${classes[this.actual]}.`;
+      if (said !== this.actual) this.say(`${mistake} ${aim} Tries: ${tries}.`);
+      else {
+        const place = where([last >> 2, last % 4]);
+        const after = `Right after ${tries} ${tries === 1 ? "try" : "tries"}`;
+        const tryAll = ["how many cells do it?", () => this.tryAll()];
+        this.say(`${after}: with ${place} covered it says ${classes[said]}.`, tryAll);
+      }
+    } else if (this.task === "cheat" && this.tried.length) {
+      const [guess, strokes] = this.tried;
+      const verdict = guess === this.world.corner ? "Right" : "No";
       this.say(
-        "This network has learned from images with a coloured square in one corner that gives the answer away. There is a square in each corner here: which one does it look at? Cover them, then say.",
-        ...CORNERS.map((corner, i) => [corner, () => this.guess(i)])
+        `${verdict}, after ${strokes} ${strokes === 1 ? "stroke" : "strokes"}: it looks at the ` +
+          `${CORNERS[this.world.corner]} corner.`
+      );
+    } else if (this.task === "cheat") {
+      const guess = (corner) => {
+        this.tried = [corner, this.history.length - 1];
+        this.draw();
+      };
+      this.say(
+        "This network has learned from images with a coloured square in each corner, and one of " +
+          "them always told the class. Which one? Cover them, paint them, watch; then say.",
+        ...CORNERS.map((corner, i) => [corner, () => guess(i)])
       );
     }
   }
@@ -697,8 +755,9 @@ class Live {
   // How many pixels differ from the original's.
   hidden() {
     const [now, before] = [this.now.pixels, this.history[0].pixels];
-    const differs = (i) => range(3).some((c) => now[c * SIDE ** 2 + i] !== before[c * SIDE ** 2 + i]);
-    return PIXELS.filter(differs).length;
+    const differs = (i) => now[i] !== before[i];
+    const channels = (i) => range(3).map((c) => c * SIDE ** 2 + i);
+    return PIXELS.filter((i) => channels(i).some(differs)).length;
   }
 
   // How many pixels must be hidden, cell by cell, until the answer changes: in the order of the
@@ -724,8 +783,9 @@ class Live {
     if (this.task !== task || this.history[0].pixels !== pixels) return;
     const [own, others, chance] = needed;
     this.say(
-      `You hid ${this.hidden()} pixels. Whole cells of 64 pixels, the strongest first: in the order ` +
-        `of this image's map ${own}, of another image's map ${others}, in a random order ${chance}.`
+      `You hid ${this.hidden()} pixels. Whole cells of 64 pixels, the strongest first: in the ` +
+        `order of this image's map ${own}, of another image's map ${others}, ` +
+        `in a random order ${chance}.`
     );
   }
 
@@ -744,15 +804,10 @@ class Live {
     if (this.history[0].pixels !== pixels) return;
     const does = right.includes(argmax(difference)) ? "is one of them" : "is not among them";
     this.say(
-      `${right.length} of the 16 cells put it right. The strongest cell of the difference map ${does}.`,
+      `${right.length} of the 16 cells put it right. ` +
+        `The strongest cell of the difference map ${does}.`,
       ["another mistake", () => this.start("one")]
     );
-  }
-
-  guess(corner) {
-    const strokes = this.history.length - 1;
-    const verdict = corner === this.world.corner ? "Right" : "No";
-    this.say(`${verdict}, after ${strokes} ${strokes === 1 ? "stroke" : "strokes"}: it looks at the ${CORNERS[this.world.corner]} corner.`);
   }
 
   // An address that leads to what is shown, with the task and its score.
@@ -762,7 +817,7 @@ class Live {
     const world = this.worlds.indexOf(this.world);
     const parts = { world, image, edit, task: this.task ?? "", tried: this.tried ?? "" };
     history.replaceState(null, "", `#${new URLSearchParams(parts)}`);
-    this.say("The address of this page leads to this image now: copy it from the browser's address bar.");
+    this.say("The page's address leads to this image now: copy it from the browser's address bar.");
   }
 
   async recall() {
@@ -776,7 +831,8 @@ class Live {
     if (differences?.length !== 3 * SIDE ** 2) return;
     const cells = (parts.get("tried") ?? "").split(",").filter(Boolean).map(Number);
     Object.assign(this, { task: parts.get("task"), tried: cells });
-    if (differences.some(Boolean)) this.change(this.now.pixels.map((v, i) => v ^ (differences[i] & 255)));
+    const pixels = this.now.pixels.map((value, i) => value ^ (differences[i] & 255));
+    if (differences.some(Boolean)) this.change(pixels);
   }
 }
 

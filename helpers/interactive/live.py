@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from helpers.data import load_dataset
+from helpers import shapes
+from helpers.data import Dataset, load_dataset
 from helpers.evaluation import predict
+from helpers.interactive.cheat import CORNER, NAME, tagged
 from helpers.interactive.embed import embed, to_base64
 from helpers.interactive.explorer import cams_by_grid, choose_images, still_figure
 from helpers.model import PreActResNet, load_pretrained
@@ -23,6 +25,7 @@ from helpers.support.files import project_root
 
 IMAGES = 60  # on the page
 ASKED = 1000  # test images to choose them from
+TAGGED = 20  # images for the cheat
 COMMAND = "python -m helpers.interactive.live"
 PAGE = Path(__file__).with_name("live_page.html")
 
@@ -43,28 +46,35 @@ def write_live(path: Path, data: str = "auto", network: str | None = None) -> No
     model = load_pretrained(network or pair.name, pair.classes)
     predictions = predict(model, pair.test)
     chosen = choose_images(predictions, IMAGES)
-    packed_network = packed(model)
-    identity = zlib.adler32(packed_network["weights"].encode())
+    cheat, tags = load_pretrained(NAME), tagged(TAGGED, shapes.TEST_SEED)
+    worlds = [
+        _world(model, pair.test.subset(chosen)),
+        _world(cheat, tags) | {"corner": CORNER},
+    ]
+    networks = [packed(model), packed(cheat)]
+    identity = zlib.adler32(str(networks).encode())
     script = path.with_name(f"{path.stem}-network.js")
-    page_data = {
-        "worlds": [
-            {
-                "classes": pair.classes,
-                "rows": np.stack([predictions.labels, predictions.predicted], 1)[chosen].tolist(),
-                "mean": (255 * model.mean).round().flatten().int().tolist(),
-                "images": _compressed(pair.test.images[chosen].transpose(0, 3, 1, 2).tobytes()),
-            }
-        ],
-        "network": {"script": script.name, "id": identity, "command": COMMAND},
-    }
+    about = {"script": script.name, "id": identity, "command": COMMAND}
     still = still_figure(cams_by_grid(model), pair.test, predictions, int(chosen[0]))
     alt = "One image, bars of its probabilities, and the maps of two classes and their difference"
-    page = PAGE.read_text("utf-8").replace("{live}", embed("live", page_data, still, alt).data)
+    shown = embed("live", {"worlds": worlds, "network": about}, still, alt)
+    page = PAGE.read_text("utf-8").replace("{live}", shown.data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps({"id": identity, "all": [packed_network]})
+    content = json.dumps({"id": identity, "all": networks})
     script.write_text(f"liveNetworks({content});", encoding="utf-8")
     path.write_text(page, encoding="utf-8")
     print(path)
+
+
+def _world(model: PreActResNet, dataset: Dataset) -> dict[str, Any]:
+    """What the page knows of the images of a network."""
+    said = predict(model, dataset).predicted
+    return {
+        "classes": dataset.classes,
+        "rows": np.stack([dataset.labels, said], 1).tolist(),
+        "mean": (255 * model.mean).round().flatten().int().tolist(),
+        "images": _compressed(dataset.images.transpose(0, 3, 1, 2).tobytes()),
+    }
 
 
 def packed(model: PreActResNet) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from nbformat import NotebookNode
 
 from helpers.interactive.live import write_live
 from helpers.interactive.widgets import FRONT_ENDS
+from helpers.support.command import one_line_errors
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "notebooks" / "page.html.j2"
@@ -182,6 +183,7 @@ def _heading(notebook: NotebookNode) -> str:
     return text.strip().partition("\n")[0].lstrip("# ")
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Write the pages from the command line."""
     parser = argparse.ArgumentParser("python -m helpers.interactive.pages")
