@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import BinaryIO
 
@@ -107,13 +106,18 @@ def write_atomically(
     """
     content = io.BytesIO()
     write(content)
+    if seal:
+        content.write(SEAL + hashlib.sha256(content.getbuffer()).hexdigest().encode())
     path = Path(os.path.expanduser(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale_temporaries(path.parent)
         with temporary_sibling(path.parent, ".write-") as folder:
             temporary = folder / path.name
-            _write_to_disk(temporary, content.getbuffer(), seal)
+            with open(temporary, "wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
             if keep_previous and path.exists():
                 os.replace(path, f"{path}.previous")
             os.replace(temporary, path)
@@ -121,19 +125,6 @@ def write_atomically(
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
         raise OSError(f"cannot write {path} ({reason}): make room, or write elsewhere") from error
-
-
-def _write_to_disk(path: Path, content: memoryview, seal: bool) -> None:
-    """Write a file, and wait until the disk has it; the digest is computed meanwhile."""
-    with open(path, "wb") as file, ThreadPool(1) as thread:
-        digest = thread.apply_async(hashlib.sha256, (content,)) if seal else None
-        file.write(content)
-        file.flush()
-        if digest:
-            os.fsync(file.fileno())  # nearly all of it, while the other thread computes
-            file.write(SEAL + digest.get().hexdigest().encode())
-            file.flush()
-        os.fsync(file.fileno())
 
 
 def _keep_names(folder: Path) -> None:
