@@ -12,6 +12,7 @@ from captum.attr import LayerGradCam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from tools import resnet_with_lively_norms
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
@@ -28,13 +29,7 @@ STAGES = ["layer1", "layer2", "layer3", "layer4"]
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    model = resnet18(width=16)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # a fresh one is nearly the identity in eval mode
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    return model
+    return resnet_with_lively_norms()
 
 
 def tiny_net(*fc_weights, inplace=False):

@@ -3,12 +3,11 @@ import pytest
 import torch
 import torchvision
 from captum.attr import LayerActivation, LayerGradientXActivation, Occlusion
-from torch import nn
+from tools import resnet_with_lively_norms
 from torch.testing import assert_close
 
 from helpers.gradcam import GradCAM
 from helpers.methods import explainers, occlusion
-from helpers.model import resnet18
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 CLASSES = torch.tensor([4, 0, 9])
@@ -17,12 +16,7 @@ LAYERS = ["layer2", "layer4"]
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    model = resnet18(width=16)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # a fresh one is nearly the identity in eval mode
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
+    model = resnet_with_lively_norms()
     model.fc.weight.data *= 30  # gradients as large as a trained network's
     return model.eval()
 

@@ -193,3 +193,14 @@ def in_batch(number, action):
 def press_ctrl_c():
     require_main_thread()
     signal.raise_signal(signal.SIGINT)
+
+
+def resnet_with_lively_norms():
+    """A small network whose batch norms do something: fresh ones are nearly the identity."""
+    torch.manual_seed(0)
+    model = resnet18(width=16)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model

@@ -79,15 +79,7 @@ class Explorer {
 
   makeBars() {
     const count = Math.min(this.classes.length, MOST_CLASSES);
-    this.bars = range(count).map(() => {
-      const track = make("span", { className: "track" }, make("i"));
-      const bar = make("button", { type: "button" }, make("span"), track, make("span"));
-      bar.onclick = ({ shiftKey }) => {
-        this.form[shiftKey ? "second" : "first"].value = bar.value;
-        this.draw();
-      };
-      return bar;
-    });
+    this.bars = range(count).map(() => makeBar(this));
     this.find("#bars").append(...this.bars);
   }
 

@@ -257,15 +257,7 @@ class Live {
       return make("optgroup", { label }, ...options);
     });
     this.form.image.replaceChildren(...groups.filter((group) => group.children.length));
-    this.bars = range(Math.min(classes.length, MOST_BARS)).map(() => {
-      const track = make("span", { className: "track" }, make("i"));
-      const bar = make("button", { type: "button" }, make("span"), track, make("span"));
-      bar.onclick = ({ shiftKey }) => {
-        this.form[shiftKey ? "second" : "first"].value = bar.value;
-        this.draw();
-      };
-      return bar;
-    });
+    this.bars = range(Math.min(classes.length, MOST_BARS)).map(() => makeBar(this));
     this.find("#bars").replaceChildren(...this.bars);
     const size = 3 * SIDE ** 2;
     this.imageOf = (number) => images.slice(number * size, (number + 1) * size);

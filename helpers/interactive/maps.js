@@ -23,6 +23,17 @@ function make(tag, properties, ...children) {
   return element;
 }
 
+// A class's bar: a click chooses the first class of a page's form, with the shift key the second.
+function makeBar(page) {
+  const track = make("span", { className: "track" }, make("i"));
+  const bar = make("button", { type: "button" }, make("span"), track, make("span"));
+  bar.onclick = ({ shiftKey }) => {
+    page.form[shiftKey ? "second" : "first"].value = bar.value;
+    page.draw();
+  };
+  return bar;
+}
+
 // Draw columns x rows pixels; colour(i) gives the red, green and blue of pixel i, 0 to 255.
 function paint(canvas, columns, rows, colour) {
   const picture = new ImageData(columns, rows);
