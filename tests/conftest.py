@@ -75,6 +75,8 @@ def pytest_collection_finish(session):
 
 def id_with_group(item) -> str:
     """A test's id, behind the name of its group if it is in one."""
+    if item.get_closest_marker("apart"):
+        return f"{item.name}::{item.nodeid}"
     groups = [group for mark, group in GROUPS.items() if item.get_closest_marker(mark)]
     return "::".join([*groups[:1], item.nodeid])
 

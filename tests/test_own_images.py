@@ -126,6 +126,7 @@ def own(request, tmp_path, monkeypatch):
     torch.set_printoptions(profile="default")
 
 
+@pytest.mark.apart
 @pytest.mark.notebooks
 def test_every_notebook_runs_to_its_end_or_says_what_is_missing(own, monkeypatch):
     ended = {}
