@@ -42,7 +42,7 @@ FEW_MISTAKES = dict.fromkeys(
 )
 NONE_RIGHT = {
     "04_gradcam_correct": "no right prediction to explain: train longer, or take more",
-    "05_gradcam_incorrect": "a game needs mistakes and right predictions: take more",
+    "05_gradcam_incorrect": "a game needs mistakes, right predictions",
 }
 NO_OTHERS = {"further/fair_comparison": "no others to compare with: take data of three or more"}
 SETS = {
