@@ -287,9 +287,8 @@ def _check_images(images: Tensor, scale_checked: bool) -> None:
         shape = tuple(images.shape)
         raise ValueError(f"images must have the shape (N, 3, H, W) with N at least 1, got {shape}")
     low, high = images.aminmax()
-    if scale_checked and not (
-        low >= -0.01 and high <= 1.01
-    ):  # tolerates rounding after resizing, but not NaN
+    in_range = low >= -0.01 and high <= 1.01  # tolerates rounding after resizing, but not NaN
+    if scale_checked and not in_range:
         limits = f"{low:.3g} to {high:.3g}"
         raise ValueError(
             f"images must lie in [0, 1], got {limits}: neither 0 to 255 nor normalised "
