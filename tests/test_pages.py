@@ -123,6 +123,25 @@ def test_a_page_of_the_second_shelf(tmp_path, monkeypatch):
     assert "<th></th>" not in page
 
 
+def test_a_notebook_that_stops_early_has_its_page_and_the_others_are_written(tmp_path, monkeypatch):
+    root = tmp_path / "project"
+    (root / "notebooks").mkdir(parents=True)
+    (root / "README.md").write_text("# Title")
+    shutil.copy(pages_module.TEMPLATE, root / "notebooks")
+    monkeypatch.setattr(pages_module, "ROOT", root)
+    monkeypatch.setattr(pages_module, "TOGETHER", 1)
+    monkeypatch.setattr(pages_module, "write_live", lambda path: None)
+    for name, code in {"01_few": "assert not 1, 'take more images'", "02_fine": "6 * 7"}.items():
+        cells = [nbformat.v4.new_code_cell(code), nbformat.v4.new_code_cell("print('on')")]
+        cells[1].outputs = [nbformat.v4.new_output("stream", text="of an earlier run")]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), root / "notebooks" / f"{name}.ipynb")
+    with pytest.raises(ValueError, match="stopped early: 01_few: take more images$"):
+        pages_module.write_pages(tmp_path / "html", execute=True)
+    few, fine = (read_page(tmp_path / "html", name) for name in ("01_few", "02_fine"))
+    assert "take more images" in few and "of an earlier run" not in few
+    assert "42" in fine and (tmp_path / "html" / "index.html").is_file()
+
+
 def test_the_index_is_the_readme_without_badges_and_brings_what_it_links_to(tmp_path, monkeypatch):
     root = tmp_path / "project"
     for name in ("images", ".github"):

@@ -19,6 +19,7 @@ from jinja2.runtime import Context
 from joblib import Parallel, delayed
 from latex2mathml.converter import convert_to_element
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
@@ -98,6 +99,9 @@ def write_pages(folder: Path, execute: bool = False) -> None:
     Args:
         folder: where to.
         execute: run the notebooks; else their outputs are taken as they are.
+
+    Raises:
+        ValueError: notebooks stopped early; all pages are written, theirs up to that place.
     """
     paths = notebooks()
     together = min(TOGETHER, os.cpu_count() or 1) if execute else 1
@@ -105,9 +109,11 @@ def write_pages(folder: Path, execute: bool = False) -> None:
         threads = max(1, (os.cpu_count() or 1) // together)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     write = delayed(write_page)
-    Parallel(n_jobs=together)(write(path, folder, execute) for path in paths)
+    stopped = Parallel(n_jobs=together)(write(path, folder, execute) for path in paths)
     write_index(folder)
     write_live(folder / "live.html")
+    if any(stopped):
+        raise ValueError("notebooks that stopped early: " + "; ".join(filter(None, stopped)))
 
 
 def notebooks() -> list[Path]:
@@ -129,21 +135,32 @@ def series() -> list[tuple[str, str]]:
     return [("index", "Start"), *((name, titles.get(name, name)) for name in names)]
 
 
-def write_page(path: Path, folder: Path, execute: bool = False) -> None:
+def write_page(path: Path, folder: Path, execute: bool = False) -> str:
     """Write one notebook as a page.
 
     Args:
         path: of the notebook.
         folder: where the pages go; those of `notebooks/further` go to its subfolder of that name.
         execute: run it first.
+
+    Returns:
+        Where it stopped early, its name and why; else nothing.
     """
     notebook = nbformat.read(path, as_version=4)
+    stopped = ""
     if execute:
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = []
         resources = {"metadata": {"path": str(path.parent)}}
         # A page can show no widget, even where this runs in a terminal of JupyterLab.
         environment = {n: value for n, value in os.environ.items() if n not in FRONT_ENDS}
-        NotebookClient(notebook, timeout=None, resources=resources).execute(env=environment)
+        try:
+            NotebookClient(notebook, timeout=None, resources=resources).execute(env=environment)
+        except CellExecutionError as error:  # images of one's own may be too few for a notebook
+            stopped = f"{name_of(path)}: {error.evalue}"
     _write(notebook, name_of(path), folder)
+    return stopped
 
 
 def write_index(folder: Path) -> None:
