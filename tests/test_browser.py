@@ -159,6 +159,7 @@ def run(jupyterlab, browser):
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
         idle = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
         page.wait_for_selector(idle, timeout=60_000)
+        page.wait_for_timeout(4000)  # for a question that would take the first cell's kernel away
         end = time.monotonic() + 180
         while not page.evaluate(STARTED):
             assert time.monotonic() < end, page.locator(".jp-Dialog").all_inner_texts()
