@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from helpers.support.device import plain_name
-from helpers.support.files import one_line, read_sealed, write_atomically
+from helpers.support.files import as_path, one_line, read_sealed, write_atomically
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -104,7 +104,7 @@ def find_weights(
     candidates = [
         shipped / f"{name}.pt",
         root / "runs" / f"{name}.pt",
-        Path(os.path.expanduser(name)),
+        as_path(name),
         root / name,
     ]
     for path in candidates:
