@@ -22,7 +22,6 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 SEAL = b"\nsha256 "  # stands at the end of a file, before the digest of all before it
-SUMS = "SHA256SUMS"  # a list of digests, as the command sha256sum reads it
 PROJECT = Path(__file__).resolve().parents[2]
 AROUND = " \t\r\n\"'"  # what is shed around a path
 FOLDER_LOCK = ".walkthrough-lock"  # lies in a temporary folder, locked while its process lives
@@ -139,27 +138,19 @@ def read_sealed(path: str | os.PathLike) -> tuple[memoryview, bool]:
     """Read a file, and compare its digest before anything else is done with it.
 
     Returns:
-        Its content without the seal, and whether it has a digest: at its end, or in a SHA256SUMS
-        beside it.
+        Its content without the seal, and whether it has one.
 
     Raises:
         ValueError: the content is not what was written.
         OSError: the file cannot be read.
     """
     content = memoryview(Path(path).read_bytes())
-    end = len(content) - len(SEAL) - 64
-    expected = _listed_digest(Path(path))
-    if content[max(end, 0) : -64] == SEAL:
-        content, expected = content[:end], bytes(content[-64:]).decode("ascii", "replace")
-    if expected and hashlib.sha256(content).hexdigest() != expected:
+    end = max(0, len(content) - len(SEAL) - 64)
+    if content[end:-64] != SEAL:
+        return content, False
+    if hashlib.sha256(content[:end]).hexdigest().encode() != content[-64:]:
         raise ValueError("its digest differs")
-    return content, bool(expected)
-
-
-def _listed_digest(path: Path) -> str:
-    sums = path.with_name(SUMS)
-    lines = sums.read_text("utf-8", "replace").splitlines() if sums.is_file() else []
-    return next((line[:64] for line in lines if line[64:] == f"  {path.name}"), "")
+    return content[:end], True
 
 
 @contextmanager
@@ -198,15 +189,11 @@ def temporary_sibling(parent: Path, prefix: str) -> Iterator[Path]:
     It is on the same disk as what it will become, so that a rename is one step. It is locked for as
     long as it is in use, so that `remove_stale_temporaries` leaves it alone.
     """
-    with ExitStack() as stack:
-        folder = Path(
-            stack.enter_context(
-                tempfile.TemporaryDirectory(dir=parent, prefix=prefix, ignore_cleanup_errors=True)
-            )
-        )
+    folder = tempfile.TemporaryDirectory(dir=parent, prefix=prefix, ignore_cleanup_errors=True)
+    with folder as name, ExitStack() as held:
         with suppress(OSError, NotImplementedError):  # no locks on this disk: nothing is swept
-            stack.enter_context(FileLock(folder / FOLDER_LOCK))
-        yield folder
+            held.enter_context(FileLock(Path(name) / FOLDER_LOCK))
+        yield Path(name)
 
 
 def remove_stale_temporaries(parent: Path) -> None:

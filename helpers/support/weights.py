@@ -101,21 +101,16 @@ def find_weights(
     Raises:
         FileNotFoundError: there is none; the message lists what ships, and what knows the classes.
     """
-    candidates = [
-        shipped / f"{name}.pt",
-        root / "runs" / f"{name}.pt",
-        as_path(name),
-        root / name,
-    ]
-    for path in candidates:
+    runs = root / "runs"
+    new = runs / f"{name}.pt"
+    for path in (shipped / f"{name}.pt", new, as_path(name), root / name):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.stem for path in shipped.glob("*.pt")))
-    alike = [path for path in sorted((root / "runs").glob("*.pt")) if _knows(path, classes)]
-    # The name of a folder's weights holds its path: it was moved.
     hint = ""
-    if alike:
-        hint = f"; if {alike[0]} was trained on these images, copy it to {candidates[1]}"
+    for path in runs.glob("*.pt"):
+        if _knows(path, classes):  # a folder's weights are named after its path: it was moved
+            hint = f"; if {path} was trained on these images, copy it to {new}"
+    known = ", ".join(sorted(path.stem for path in shipped.glob("*.pt")))
     raise FileNotFoundError(
         f"no weights for {str(name)!r}: shipped are {known}; "
         f"notebook 02 trains and saves others{hint}"
