@@ -943,10 +943,11 @@ def date_in_the_future(marker, reason):
         lambda marker, reason: marker.write_bytes(bytes(range(256))),
         lambda marker, reason: marker.write_text(f"\n\n{reason}"),
         lambda marker, reason: marker.write_text("because of an older version"),
+        lambda marker, reason: marker.write_text(reason.partition("\n")[0] + "\n"),
         make_a_folder,
         date_in_the_future,
     ],
-    ids=["empty", "binary", "lines", "other text", "folder", "future"],
+    ids=["empty", "binary", "lines", "other text", "cut", "folder", "future"],
 )
 def test_spoilt_memory_of_a_failure_is_none(tmp_path, mirror, capsys, spoil):
     load_dataset("auto", tmp_path, 1, 1)

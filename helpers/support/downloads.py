@@ -5,8 +5,8 @@ not. Nothing is sent anywhere. CIFAR10_URL may name a mirror of `cifar-10-python
 path on this machine; its MD5 is checked either way. What follows a `?` in it may be secret, so
 messages and files name its host and path only.
 
-After a failed download the notebooks keep to Shapes-10 for a day, unless CIFAR10_URL changes or has
-such a part, or the proxies change; `load_dataset("cifar10")` tries again at once.
+After a failed download the notebooks keep to Shapes-10 for a day, unless CIFAR10_URL or the proxies
+change; `load_dataset("cifar10")` tries again at once.
 """
 
 import hashlib
@@ -59,14 +59,19 @@ def download_or_reason(root: Path) -> str:
         Why there is no CIFAR-10, in one line; "" where it was downloaded.
     """
     note = root / ".download-failed"
-    reason = _recent_failure(note)
-    if reason and _source(root) == _url():
-        return reason
+    # What the attempt depends on. Only its digest is kept: it may hold passwords.
+    place = _source(root), sorted(urllib.request.getproxies().items())
+    key = hashlib.blake2b(repr(place).encode(), digest_size=8).hexdigest()
+    with suppress(OSError, ValueError):  # the note may hold anything, or be a folder
+        known_key, reason = note.read_text("ascii").split("\n")
+        age = abs(time.time() - note.stat().st_mtime)
+        if known_key == key and reason and age < RETRY_AFTER_SECONDS:
+            return reason
     try:
         download_cifar10(root)
     except RuntimeError as error:
         with suppress(OSError):
-            note.write_text(f"{error}\n{_proxies()}")
+            note.write_text(f"{key}\n{error}")
         return str(error)
     return ""
 
@@ -95,7 +100,10 @@ def download_cifar10(root: Path) -> None:
         if not target.is_dir():  # else another process was faster
             reason = one_line(_without_secrets(str(error) or repr(error)), "ascii")
             # Without `from error`: a traceback would show what the message leaves out.
-            raise RuntimeError(f"{_failure()}{reason}); {REMEDIES}") from None
+            address = one_line(_shown(_url()), "ascii")
+            raise RuntimeError(
+                f"CIFAR-10 could not be downloaded from {address} ({reason}); {REMEDIES}"
+            ) from None
 
 
 def _url() -> str:
@@ -111,10 +119,6 @@ def _source(root: Path) -> str:
         _verify(root / ARCHIVE)
         return (root / ARCHIVE).absolute().as_uri()
     return _url()
-
-
-def _failure() -> str:
-    return f"CIFAR-10 could not be downloaded from {one_line(_shown(_url()), 'ascii')} ("
 
 
 def _shown(url: str) -> str:
@@ -137,28 +141,6 @@ def _without_secrets(text: str) -> str:
     for word in sorted(hidden, key=len, reverse=True):
         text = text.replace(word, "...")
     return text
-
-
-def _recent_failure(note: Path) -> str:
-    """Why the download from this address failed within RETRY_AFTER_SECONDS, or "".
-
-    The note may hold anything, or be a folder. It does not tell one password from the next.
-    """
-    if re.search("[@?#;]", _url()):
-        return ""
-    with suppress(OSError):
-        reason, _, proxies = note.read_text("ascii", "replace").partition("\n")
-        age = abs(time.time() - note.stat().st_mtime)
-        is_recent = age < RETRY_AFTER_SECONDS and proxies == _proxies()
-        if reason.startswith(_failure()) and is_recent:
-            return reason
-    return ""
-
-
-def _proxies() -> str:
-    """What tells the proxies that are set now from others, without a password that they hold."""
-    proxies = sorted(urllib.request.getproxies().items())
-    return hashlib.blake2b(repr(proxies).encode(), digest_size=8).hexdigest()
 
 
 def _open(url: str):
@@ -197,12 +179,8 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _verify(archive: Path) -> None:
-    checksum = hashlib.md5(usedforsecurity=False)
-    with open(archive, "rb") as file:
-        while chunk := file.read(1 << 20):
-            checksum.update(chunk)
-    if checksum.hexdigest() != MD5:
-        size = archive.stat().st_size
+    content = archive.read_bytes()
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != MD5:
         raise OSError(
-            f"the {size:,} bytes that arrived are not CIFAR-10's archive: their MD5 differs"
+            f"the {len(content):,} bytes that arrived are not CIFAR-10's archive: their MD5 differs"
         )
