@@ -261,16 +261,12 @@ def _marked_intervals(
     return drawn
 
 
-def feature_maps(
-    rows: Mapping[str, Array], image: Array | None = None, one_scale: bool = False
-) -> Figure:
-    """Rows of a network's feature maps: red is positive, blue negative, white zero.
+def feature_maps(rows: Mapping[str, Array], image: Array | None = None) -> Figure:
+    """Rows of a network's feature maps, each on its own scale: red is positive, blue negative.
 
     Args:
         rows: {label: (C, h, w)}.
         image: (3, H, W) in [0, 1], drawn above them.
-        one_scale: end the colours of all rows at the largest absolute value of all; else those of
-            each row at its own.
     """
     columns = max(len(maps) for maps in rows.values())
     labels = [*([] if image is None else ["image"]), *rows]
@@ -278,12 +274,9 @@ def feature_maps(
     axes = _panel_grid(figure, len(labels), columns, labels)
     if image is not None:
         axes[0, 0].imshow(_pixels(image))
-    limits = [_limit(maps) for maps in rows.values()]
-    if one_scale:
-        limits = [max(limits)] * len(limits)
-    for row, maps, limit in zip(axes[-len(rows) :], rows.values(), limits):
+    for row, maps in zip(axes[-len(rows) :], rows.values()):
         for ax, values in zip(row, maps):
-            _draw_signed(ax, values, limit)
+            _draw_signed(ax, values, _limit(maps))
     return figure
 
 

@@ -3,6 +3,10 @@
 For runs of hours: `python -m helpers.training --help`; on several GPUs, or by several processes on
 CPUs, `torchrun --nproc-per-node 4 -m helpers.training` with the same options. A finished run is not
 extended: `--init runs/training/weights.pt` begins a new one with its weights.
+
+On an H200 with 16 CPU cores (`python tests/gpu_speed.py`) eight processes draw and change 34,000
+images a second. The network learns from 11,000 a second in batches of 128, from 40,000 in batches
+of 512: with small batches the GPU waits for Python.
 """
 
 import math
