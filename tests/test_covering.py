@@ -1,9 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from helpers import shapes, studies
+from helpers import evaluation, shapes, studies
 from helpers.data import load_dataset
 from helpers.evaluation import Predictions
 from helpers.gradcam import GradCAM
@@ -44,10 +45,10 @@ def test_a_covered_block_is_that_block_and_nothing_else():
 
 def test_the_second_brightest_is_said_once_the_brightest_is_covered():
     images = torch.cat([image_of_blocks(SIXTEEN), image_of_blocks(15 - SIXTEEN)])
-    answers = covering.answers_when_covered(BrightestBlock(), images, torch.zeros(1, 3, 1, 1))
+    logits = covering.logits_when_covered(BrightestBlock(), images, torch.zeros(1, 3, 1, 1))
     expected = np.repeat([[15], [0]], 16, axis=1)
     expected[0, 15], expected[1, 0] = 14, 1
-    assert answers.tolist() == expected.tolist()
+    assert logits.argmax(1).tolist() == expected.tolist()
 
 
 def test_rules_by_hand():
@@ -63,8 +64,8 @@ def test_rules_by_hand():
     assert found["any block"].tolist() == [1 / 16, 2 / 16, 0]
     assert found["own map, weakest block"].tolist() == [0, 0, 0]
     assert found["best of sixteen"].tolist() == [1, 1, 0]
-    row = covering.rates(found)[1]
-    assert row["rule"] == "map of another image" and row["mean"] == 0.5
+    row = covering.rates(found).loc["map of another image"]
+    assert row["mean"] == 0.5 and row["images"] == 3
     assert row["lead mean"] == pytest.approx((0.5 + 0 + 0) / 3, abs=1e-4)
 
 
@@ -79,12 +80,18 @@ def test_groups_are_the_mistakes_and_right_predictions_of_the_nearest_margins():
     assert (of_close[:, 0] == 0).all()
 
 
+def test_fewer_than_two_mistakes_are_refused():
+    predictions = Predictions(np.eye(3, dtype=np.float32), np.array([0, 1, 0]), ("a", "b", "c"))
+    with pytest.raises(ValueError, match="makes 1 mistakes on these images: take more"):
+        covering.groups(predictions)
+
+
 def test_mistakes_less_right_by_hand():
-    mistakes = {covering.OWN: np.array([1.0, 0, 1])}
-    right = {covering.OWN: np.array([0.0, 1, 1])}
-    found = covering.compared(mistakes, right, np.array([True, False, True]))
+    mistakes = pd.DataFrame({covering.OWN: [1.0, 0, 1]})
+    right = pd.DataFrame({covering.OWN: [0.0, 1, 1]})
+    found = covering.by_group(mistakes, right, np.array([True, False, True]))
     values = [rules[covering.OWN].tolist() for rules in found.values()]
-    assert values == [[1, -1, 0], [1, 1], [1, 0]]
+    assert values == [[1, 0, 1], [0, 1, 1], [1, -1, 0], [1, 1], [1, 0]]
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")  # no two mistakes are of one kind
@@ -96,28 +103,16 @@ def test_the_study_has_rows_for_each_group_and_paint(model, monkeypatch):
     labels[:3] = order[range(3), [1, 2, 1]]  # three mistakes, in two the actual class is second
     predictions = Predictions(logits, labels, dataset.classes)
     monkeypatch.setattr(covering, "predict", lambda *of: predictions)
-    rows = covering.cover("tiny", model, dataset)
+    rows = covering.cover(model, dataset)
     assert len(rows) == 5 * 2 * 8
-    images = {row["group"]: row["images"] for row in rows}
+    images = dict(zip(rows["group"], rows["images"]))
     assert [images[name] for name in ("mistakes", "right, as close", covering.LESS)] == [3, 3, 3]
     second = [f"{name}{covering.SECOND}" for name in ("mistakes", covering.LESS)]
     assert [images[name] for name in second] == [2, 2]
 
 
-def test_class_free_map_is_the_squared_features(model):
-    images = torch.rand(2, 3, 32, 32)
-    kept = []
-    handle = model.layer4.register_forward_hook(lambda *of: kept.append(of[2]))
-    with torch.no_grad():
-        model(images)
-    handle.remove()
-    torch.testing.assert_close(covering.class_free_map(model, images), (kept[0] ** 2).sum(1))
-
-
 @pytest.mark.parametrize("name", ["cifar10-covering", "shapes10-covering"])
 def test_own_map_leads_itself_by_nothing_in_the_records(name):
-    import pandas as pd
-
     record = pd.read_csv(studies.RECORDS / f"{name}.csv")
     own = record[record["rule"] == covering.OWN]
     assert len(own) and (own[["lead mean", "lead from", "lead to"]] == 0).all(axis=None)
@@ -170,12 +165,24 @@ def test_top_cell_by_hand():
     drops = np.zeros((2, 3, 16))
     drops[0, :, 5], drops[1, :, 6] = (2, -1, 0.5), (1, -0.5, 0)
     assert likeness.top_cells(drops).tolist() == [[5, 6], [0, 0]]
-    rows = likeness.beneath_the_top_cell(drops, np.array([[0, 1], [0, 1]]))
-    rise = {row["comparison"]: row["same"] for row in rows if row["null"] == "another image"}
-    assert list(rise.values()) == [-1.5, 0.75, -0.25, 1.0]
+    rows = likeness.beneath_the_top_cell(drops, of=0).values()
+    assert [row["same"] for row in rows] == [-1.5, 0.75, -0.25, 1.0]
     assert all(row["other"] == 0 for row in rows)
-    swapped = likeness.beneath_the_top_cell(drops[:, [1, 0, 2]], np.array([[1, 0], [1, 0]]), of=1)
-    assert [row["same"] for row in swapped[::2]] == [0.75, -1.5, -0.25, 1.0]
+    swapped = likeness.beneath_the_top_cell(drops[:, [1, 0, 2]], of=1).values()
+    assert [row["same"] for row in swapped] == [0.75, -1.5, -0.25, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore")  # no two mistakes are of one kind
+def test_likeness_has_rows_for_each_null_and_zero_of_both_groups(model):
+    test = load_dataset("shapes10", train_size=1, test_size=40).test
+    table = likeness.compare(model, test).set_index(["comparison", "null"])
+    assert len(table) == 2 * (2 * 2 * 4 + 2 * 4 + 1 + 1 + 3)
+    assert set(table["group"]) == {"mistakes", "right, as close"}
+    first, _ = table.loc[("its two classes", "another image"), "same"]
+    predictions = evaluation.predict(model, test)
+    wrong, roles = covering.groups(predictions)["mistakes"]
+    maps = GradCAM(model).evidence(test.tensor(wrong), roles).flatten(2)
+    assert first == pytest.approx(np.mean([np.corrcoef(of_image)[0, 1] for of_image in maps]))
 
 
 def test_likeness_of_classes_that_share_weights_is_one(model):
@@ -186,27 +193,32 @@ def test_likeness_of_classes_that_share_weights_is_one(model):
     assert likeness.likeness_of_classes(maps.flatten(2).numpy())[0] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("study", [covering, likeness])
-def test_rows_of_other_weights_or_images_under_a_networks_name_are_refused(
-    tmp_path, monkeypatch, capsys, study
+def test_two_networks_of_one_name_are_refused_before_anything_is_measured(
+    tmp_path, monkeypatch, capsys
 ):
-    made = []
+    monkeypatch.setattr(covering, "cover", lambda *_: pytest.fail("it measured"))
+    paths = [str(tmp_path / folder / "net.pt") for folder in ("one", "other")]
+    for path in paths:
+        save_weights(resnet18(width=16), path, shapes.CLASSES)
+    with pytest.raises(SystemExit, match="2"):
+        covering.main(["--data", "shapes10", "--test-size", "9", "--networks", *paths])
+    assert "two networks have the same name" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        covering.main(["--data", "shapes10", "--test-size", "9", "--networks", paths[0], "none"])
+    assert "none" in capsys.readouterr().err
 
-    def measure(*of):
-        made.append(of)
-        return [{"network": "net", "score": 1}]
 
-    monkeypatch.setattr(study, "cover" if study is covering else "rows_of", measure)
-    path = tmp_path / "net.pt"
-    options = f"--data shapes10 --output {tmp_path / 't.csv'} {path} --test-size".split()
-    save_weights(resnet18(width=16), path, shapes.CLASSES)
-    for _ in range(2):
-        study.main([*options, "30"])
-    assert len(made) == 1
-    for other in ("data", "weights"):
-        if other == "weights":
-            save_weights(resnet18(width=16), path, shapes.CLASSES)
-        with pytest.raises(SystemExit, match="2"):
-            study.main([*options, "30" if other == "weights" else "31"])
-        assert f"holds runs with other {other}: delete it" in capsys.readouterr().err
-    assert len(made) == 1
+@pytest.mark.parametrize("study", [covering, likeness])
+def test_the_command_writes_rows_of_each_network(tmp_path, monkeypatch, capsys, study):
+    def measure(model, test):
+        row = {"width": model.stem.out_channels, "images": len(test)}
+        return pd.DataFrame([row | {"score": 0.123456}])
+
+    monkeypatch.setattr(study, "cover" if study is covering else "compare", measure)
+    paths = [str(tmp_path / f"net-{width}.pt") for width in (16, 24)]
+    for path, width in zip(paths, (16, 24)):
+        save_weights(resnet18(width=width), path, shapes.CLASSES)
+    options = f"--data shapes10 --test-size 9 --output {tmp_path / 't.csv'} --networks".split()
+    study.main([*options, *paths])
+    rows = pd.read_csv(tmp_path / "t.csv").to_numpy().tolist()
+    assert rows == [["net-16", 16, 9, 0.1235], ["net-24", 24, 9, 0.1235]]

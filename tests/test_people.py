@@ -75,12 +75,12 @@ def test_counts_of_other_images_are_refused(tmp_path, counts, message):
 
 
 def test_the_command_writes_three_tables_without_a_row_for_each_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(people, "load_dataset", load_few_test_images)
     monkeypatch.setattr(people, "RESAMPLES", 20)
     data = load_few_test_images("shapes10", train_size=1)
     np.save(tmp_path / "counts.npy", 9 * np.eye(10, dtype=int)[data.test.labels] + 1)
     options = ["--counts", str(tmp_path / "counts.npy"), "--data", "shapes10"]
-    people.main([*options, "--output", str(tmp_path), "shapes10"])
+    options += ["--test-size", "20", "--networks", "shapes10"]
+    people.main([*options, "--output", str(tmp_path)])
     tables = {p.stem: pd.read_csv(p) for p in tmp_path.glob("*.csv")}
     assert {name: len(table) for name, table in tables.items()} == {
         "shapes10-people": 8,

@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import load_few_test_images
 from torch import nn
 
 from helpers import shapes
@@ -27,8 +26,6 @@ def test_maps_are_grad_cams_and_squared_features(model, images):
     classes = np.array([0, 3, 3, 9, 1, 2])
     maps = trust.maps_of(model, images, classes)
     torch.testing.assert_close(maps["own map"], GradCAM(model).evidence(images, classes))
-    predicted = trust.maps_of(model, images)["own map"]
-    torch.testing.assert_close(predicted, GradCAM(model).evidence(images))
     squares = []
     hook = model.layer4.register_forward_hook(lambda m, i, out: squares.append((out**2).sum(1)))
     model(images)
@@ -165,20 +162,20 @@ def test_score_tells_a_cheat_by_what_it_says():
         patch.setattr(trust, "maps_of", maps_of)
         found = trust.score(ReadsTheTag(), shapes.add_tag, one)
     assert found["says the mark"] == 1 and found["right without mark"] < 0.5
-    assert found["images"] == 20
+    assert found["on object without mark"] <= 1
 
 
 @pytest.mark.parametrize("test", ["deletion", "randomisation", "cheat"])
 def test_the_command_writes_a_table(test, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(trust, "load_dataset", load_few_test_images)
     monkeypatch.setattr(trust, "QUICK", trust.replace(trust.QUICK, epochs=1))
     path = tmp_path / "table.csv"
-    options = ["--data", "shapes10", "--images", "8", "--seeds", "1", "--train-size", "50"]
+    options = "--data shapes10 --test-size 20 --images 8 --seeds 1 --train-size 50".split()
     trust.main([test, *options, "--output", str(path)])
     table = pd.read_csv(path)
     rows = {"deletion": 3 * 9, "randomisation": 8 * 2, "cheat": 3 * 2}
     assert len(table) == rows[test] and not table.isna().any(axis=None)
     if test == "deletion":
         blind = table[~table["order"].isin(trust.KNOW_THE_IMAGE)]
-        assert (blind["lead"] <= 0).all() and (blind["lead"] == 0).sum() >= 3
+        strongest = blind.groupby("paint")["probability"].idxmin()
+        assert (blind.loc[strongest, "order"] == blind.loc[strongest, "strongest"]).all()
         assert (table[table["order"] == "own map"]["own ahead"] == 0).all()

@@ -1,16 +1,12 @@
 """Does covering the cell that a heatmap marks undo the mistake?
 
-`python -m helpers.studies.covering cifar10 cifar10-narrow-0` covers each of the sixteen
+`python -m helpers.studies.covering --networks cifar10 cifar10-narrow-0` covers each of the sixteen
 blocks of an image, one at a time, and asks the network again: of its mistakes, and of right
-predictions that are as close. Networks are named as `load_pretrained` takes them. What the table
-has already is not made again. A network of the size of the one that ships takes five minutes of two
-CPU cores, or half a minute of a GPU. The network that ships for Shapes-10, where an object fills a
-tenth of the image, is the positive control: `... shapes10 --data shapes10 --test-size 40000`.
+predictions that are as close. Networks are named as `load_pretrained` takes them. One of the size
+of the one that ships takes five minutes of two CPU cores, or half a minute of a GPU. The network
+that ships for Shapes-10, where an object fills a tenth of the image, is the positive control:
+`--data shapes10 --test-size 40000`.
 """
-
-import argparse
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,15 +14,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from helpers.data import Dataset, load_dataset
+from helpers.data import Dataset
 from helpers.evaluation import Predictions, predict
 from helpers.explanation import derangement
 from helpers.gradcam import GradCAM
-from helpers.model import PreActResNet, load_pretrained
-from helpers.studies.runs import lacks, origin_of, read_rows, write_table
+from helpers.model import PreActResNet
+from helpers.studies.networks import logits_of, network_parser, write_rows
+from helpers.studies.trust import maps_of
 from helpers.support.command import one_line_errors
-from helpers.support.device import default_device, to_device_of
-from helpers.support.files import as_path, project_root
 from helpers.support.intervals import mean_intervals
 
 BLOCKS = 4  # in a row: as many as the last grid has cells
@@ -51,8 +46,7 @@ def with_block_covered(images: Tensor, block: int, paint: Tensor) -> Tensor:
     return torch.where(is_covered, paint, images)
 
 
-@torch.inference_mode()
-def answers_when_covered(model: nn.Module, images: Tensor, paint: Tensor) -> np.ndarray:
+def logits_when_covered(model: nn.Module, images: Tensor, paint: Tensor) -> Tensor:
     """What a network says of images of which one block is covered.
 
     Args:
@@ -61,19 +55,16 @@ def answers_when_covered(model: nn.Module, images: Tensor, paint: Tensor) -> np.
         paint: as `with_block_covered` takes it.
 
     Returns:
-        (N, 16) classes: a column for each block, counted row by row.
+        (N, num_classes, 16): a column for each block, counted row by row.
     """
-    answers = np.empty((len(images), BLOCKS**2), dtype=int)
-    for block in range(BLOCKS**2):
-        parts = with_block_covered(images, block, paint).split(100)
-        said = torch.cat([model(to_device_of(model, part)).argmax(1) for part in parts])
-        answers[:, block] = said.cpu().numpy()
-    return answers
+    blocks = range(BLOCKS**2)
+    covered = [logits_of(model, with_block_covered(images, block, paint)) for block in blocks]
+    return torch.stack(covered, dim=2)
 
 
 def turned_by_rule(
-    turned: np.ndarray, marks: Mapping[str, np.ndarray], roles: np.ndarray
-) -> dict[str, np.ndarray]:
+    turned: np.ndarray, marks: dict[str, np.ndarray], roles: np.ndarray
+) -> pd.DataFrame:
     """Whether covering turns an answer, for each rule that chooses the block.
 
     Args:
@@ -82,40 +73,24 @@ def turned_by_rule(
         roles: (N, 2), the two classes of each image's own map.
 
     Returns:
-        {rule: (N,) in [0, 1]}. Beside the rules given: the own map's weakest block; the block that
-        another image's own map marks, averaged over all other images, and over those of the same
-        two classes (NaN where there is none); any block, averaged; and the best of all.
+        A row for each image and a column for each rule, in [0, 1]. Beside the rules given: the own
+        map's weakest block; the block that another image's own map marks, averaged over all other
+        images, and over those of the same two classes (NaN where there is none); any block,
+        averaged; and the best of all.
     """
     rows = np.arange(len(turned))
-    top = marks[OWN].argmax(1)
-    by_other = turned[:, top].astype(float)  # row: whose image, column: whose map
-    np.fill_diagonal(by_other, np.nan)
-    alike = np.where((roles[:, None] == roles).all(2), by_other, np.nan)
-    counts = (~np.isnan(alike)).sum(1)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: no other image of these two classes
-        of_alike = np.nansum(alike, axis=1) / counts
+    # Row: whose image, column: whose map.
+    by_other = pd.DataFrame(turned[:, marks[OWN].argmax(1)]).mask(np.eye(len(turned), dtype=bool))
+    same_classes = (roles[:, None] == roles).all(2)
     found = {
-        **{name: turned[rows, values.argmax(1)] for name, values in marks.items()},
-        "map of another image": np.nanmean(by_other, axis=1),
-        "map of another image, same two classes": of_alike,
+        **{rule: turned[rows, values.argmax(1)] for rule, values in marks.items()},
+        "map of another image": by_other.mean(axis=1),
+        "map of another image, same two classes": by_other.where(same_classes).mean(axis=1),
         "any block": turned.mean(1),
         "own map, weakest block": turned[rows, marks[OWN].argmin(1)],
         "best of sixteen": turned.any(1),
     }
-    return {name: np.asarray(values, dtype=float) for name, values in found.items()}
-
-
-def class_free_map(model: nn.Module, images: Tensor) -> Tensor:
-    """Where the last layer is active at all: its squared channels added up, (N, h, w)."""
-    kept: list[Tensor] = []
-    handle = model.get_submodule("layer4").register_forward_hook(
-        lambda module, inputs, output: kept.append(output.square().sum(1).cpu())
-    )
-    with torch.inference_mode():
-        for part in images.split(100):
-            model(to_device_of(model, part))
-    handle.remove()
-    return torch.cat(kept)
+    return pd.DataFrame(found).astype(float)
 
 
 def groups(predictions: Predictions) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -128,10 +103,15 @@ def groups(predictions: Predictions) -> dict[str, tuple[np.ndarray, np.ndarray]]
         {name: (indices (n,), classes (n, 2))}. The classes: what the network says, and what it
         would have to turn to: the actual class of a mistake, and the second most probable one of a
         right prediction.
+
+    Raises:
+        ValueError: there are fewer than two mistakes.
     """
     logits, said = predictions.logits, predictions.predicted
     rng = np.random.default_rng(0)
     wrong = np.sort(rng.permutation(np.flatnonzero(~predictions.correct))[:MOST])
+    if len(wrong) < 2:
+        raise ValueError(f"the network makes {len(wrong)} mistakes on these images: take more")
     right = np.flatnonzero(predictions.correct)
     of_wrong = np.stack([said[wrong], predictions.labels[wrong]], axis=1)
     of_right = np.argsort(-logits[right], axis=1)[:, :2]
@@ -145,47 +125,53 @@ def groups(predictions: Predictions) -> dict[str, tuple[np.ndarray, np.ndarray]]
 
 def turned_by_paint(
     model: PreActResNet, images: Tensor, roles: np.ndarray
-) -> dict[str, dict[str, np.ndarray]]:
-    """`turned_by_rule` for each way of covering: {paint: {rule: (N,)}}."""
+) -> dict[str, pd.DataFrame]:
+    """`turned_by_rule` for each way of covering."""
     maps = GradCAM(model).evidence(images, roles)
     marks = {
         OWN: maps[:, 0] - maps[:, 1],
         "map of the class it says": maps[:, 0],
-        "class-free map": class_free_map(model, images),
+        "class-free map": maps_of(model, images, roles[:, 0])["class-free map"],
     }
     flat = {rule: values.flatten(1).numpy() for rule, values in marks.items()}
     others = images[derangement(len(images), np.random.default_rng(0))]
-    return {
-        paint: turned_by_rule(
-            answers_when_covered(model, images, colours) == roles[:, 1:], flat, roles
-        )
-        for paint, colours in {"mean colour": model.mean.cpu(), "another image": others}.items()
-    }
+    found = {}
+    for paint, colours in {"mean colour": model.mean.cpu(), "another image": others}.items():
+        said = logits_when_covered(model, images, colours).argmax(1).numpy()
+        found[paint] = turned_by_rule(said == roles[:, 1:], flat, roles)
+    return found
 
 
-def compared(
-    mistakes: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray], is_second: np.ndarray
-) -> dict[str, dict[str, np.ndarray]]:
-    """Mistakes less the right predictions that they are matched with, pair by pair.
+def by_group(
+    mistakes: pd.DataFrame, right: pd.DataFrame, is_second: np.ndarray
+) -> dict[str, pd.DataFrame]:
+    """The mistakes, the right predictions that they are matched with, and the difference by pairs.
 
     Args:
-        mistakes: {rule: (N,)}.
-        right: {rule: (N,)}, in the same order.
+        mistakes: as `turned_by_rule` returns them.
+        right: likewise, in the same order.
         is_second: (N,), whether the actual class has the second largest logit of a mistake. A right
             prediction is always asked for its second class, a mistake only if this holds.
-
-    Returns:
-        {name of a group: {rule: values}}.
     """
-    less = {rule: values - right[rule] for rule, values in mistakes.items()}
-    return {
-        LESS: less,
-        f"mistakes{SECOND}": {rule: values[is_second] for rule, values in mistakes.items()},
-        f"{LESS}{SECOND}": {rule: values[is_second] for rule, values in less.items()},
+    less = mistakes - right
+    groups = {"mistakes": mistakes, "right, as close": right, LESS: less}
+    return groups | {
+        f"mistakes{SECOND}": mistakes[is_second],
+        f"{LESS}{SECOND}": less[is_second],
     }
 
 
-def cover(name: str, model: PreActResNet, dataset: Dataset) -> list[dict]:
+def rates(turned: pd.DataFrame) -> pd.DataFrame:
+    """A row for each rule: how often it turns the answer, and by how much the own map leads it.
+
+    The intervals are the bootstrap's over images, of the lead image by image.
+    """
+    leads = mean_intervals({rule: turned[OWN] - turned[rule] for rule in turned})
+    table = mean_intervals(dict(turned)).join(leads.add_prefix("lead "))
+    return table.assign(images=len(turned))
+
+
+def cover(model: PreActResNet, dataset: Dataset) -> pd.DataFrame:
     """The rows of one network: one for each group of images, paint and rule."""
     predictions = predict(model, dataset)
     found = groups(predictions)
@@ -195,50 +181,18 @@ def cover(name: str, model: PreActResNet, dataset: Dataset) -> list[dict]:
     }
     wrong, roles = found["mistakes"]
     is_second = np.argsort(-predictions.logits[wrong], axis=1)[:, 1] == roles[:, 1]
-    tables = {(group, paint): turned[group][paint] for group in turned for paint in turned[group]}
-    for paint in turned["mistakes"]:
-        right = turned["right, as close"][paint]
-        parts = compared(turned["mistakes"][paint], right, is_second)
-        tables |= {(group, paint): values for group, values in parts.items()}
-    rows = []
-    for (group, paint), rules in tables.items():
-        start = {"network": name, "accuracy": round(predictions.accuracy, 4), "paint": paint}
-        start |= {"group": group, "images": len(rules[OWN])}
-        rows += [start | row for row in rates(rules)]
-    return rows
-
-
-def rates(found: dict[str, np.ndarray]) -> list[dict]:
-    """A row for each rule: how often it turns the answer, and by how much the own map leads it.
-
-    The intervals are the bootstrap's over images, of the lead image by image.
-    """
-    means = mean_intervals(found)
-    leads = mean_intervals({rule: found[OWN] - values for rule, values in found.items()})
-    table = means.join(leads.add_prefix("lead ")).round(4)
-    return table.rename_axis("rule").reset_index().to_dict("records")
+    tables = {}
+    for paint, mistakes in turned["mistakes"].items():
+        parts = by_group(mistakes, turned["right, as close"][paint], is_second)
+        tables |= {(paint, group): rates(part) for group, part in parts.items()}
+    table = pd.concat(tables, names=["paint", "group", "rule"]).reset_index()
+    return table.assign(accuracy=predictions.accuracy)
 
 
 @one_line_errors()
 def main(argv: list[str] | None = None) -> None:
-    """Cover the blocks for the networks that the table lacks, and print the table."""
-    parser = argparse.ArgumentParser("python -m helpers.studies.covering")
-    parser.add_argument("--data", default="auto", help="cifar10, shapes10 or a folder's path")
-    parser.add_argument("--test-size", type=int, help="test images to use; all, if not given")
-    parser.add_argument("--output", type=as_path, help="the table, to write and to go on from")
-    parser.add_argument("networks", nargs="+", help="names or paths, as load_pretrained takes them")
-    args = parser.parse_args(argv)
-    data = load_dataset(args.data, train_size=1, test_size=args.test_size)
-    path = args.output or project_root() / "runs" / f"{data.name}-covering.csv"
-    rows = read_rows(path)
-    for network in args.networks:
-        name = Path(network).stem
-        model = load_pretrained(network, data.classes).to(default_device())
-        origin = origin_of(name, model, data.test)
-        if lacks(rows, origin, path):
-            rows += [row | origin for row in cover(name, model, data.test)]
-            write_table(path, pd.DataFrame(rows))
-    print(pd.DataFrame(rows).to_string())
+    """Cover the blocks of each network's mistakes, and write the table."""
+    write_rows(network_parser("covering").parse_args(argv), "covering", cover)
 
 
 if __name__ == "__main__":

@@ -8,31 +8,31 @@ The records: `answers` on all images and `deletion --images 500`, with `--networ
 cifar10-narrow-0 cifar10-narrow-1`, and `deletion --data shapes10 --images 500`.
 """
 
-import argparse
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from helpers.data import Dataset, load_dataset
-from helpers.evaluation import Predictions, margin_matched_correct, predict
+from helpers.data import Dataset
+from helpers.evaluation import Predictions, margin_matched_correct
 from helpers.explanation import derangement
 from helpers.gradcam import GradCAM
-from helpers.model import PreActResNet, activations, dilated, load_pretrained
-from helpers.studies.runs import write_table
-from helpers.studies.trust import maps_of, paints, probability_left
+from helpers.model import PreActResNet, activations, dilated
+from helpers.studies.networks import network_parser, write_rows
+from helpers.studies.trust import (
+    compare_orders,
+    maps_of,
+    paints,
+    probability_left,
+    right_predictions,
+)
 from helpers.support.command import one_line_errors
-from helpers.support.device import default_device
-from helpers.support.files import as_path, project_root
-from helpers.support.intervals import mean_intervals, wilson_interval
+from helpers.support.intervals import wilson_interval
 
 CONFIDENCES = (0, 0.5, 0.7, 0.85, 1)  # ends of the groups
 LOOKS = (4, 8, 12, 16, 20, 24, 28, 32)  # cells of 64 that are painted over
+OWN = "8 x 8, dilated"
 
 
 @torch.inference_mode()
@@ -74,7 +74,7 @@ def answers(logits: np.ndarray, test: Dataset) -> pd.DataFrame:
     four = logits.argmax(2)
     of_answer = logits[np.arange(len(test)), :, original.predicted]
     rows = []
-    for name, some in _groups(original):
+    for name, some in groups_of(original).items():
         same = (fine.predicted == original.predicted)[some]
         low, high = wilson_interval(same.sum(), len(same))
         row = {"group": name, "images": len(same), "same": same.mean(), "from": low, "to": high}
@@ -85,7 +85,7 @@ def answers(logits: np.ndarray, test: Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _groups(original: Predictions) -> Iterator[tuple[str, np.ndarray]]:
+def groups_of(original: Predictions) -> dict[str, np.ndarray]:
     """Names and numbers of images; groups without images are left out."""
     confidence = original.confidence
     groups = {
@@ -97,7 +97,7 @@ def _groups(original: Predictions) -> Iterator[tuple[str, np.ndarray]]:
     for low, high in zip(CONFIDENCES, CONFIDENCES[1:]):
         inside = (confidence > low) & (confidence <= high)
         groups[f"confidence {low:.0%} to {high:.0%}"] = np.flatnonzero(inside)
-    yield from ((name, some) for name, some in groups.items() if len(some))
+    return {name: some for name, some in groups.items() if len(some)}
 
 
 def interpolated(coarse: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def maps_on_64_cells(
     return {
         "4 x 4, enlarged": enlarge(coarse["own map"][:, None]),
         "4 x 4, interpolated": interpolated(coarse["own map"]),
-        "8 x 8, dilated": own,
+        OWN: own,
         "8 x 8, averaged to 4 x 4": enlarge(avg_pool2d(own[:, None], 2)),
         "8 x 8, layer3": torch.cat(of_layer3),
         "8 x 8, class-free": fine["class-free map"],
@@ -149,7 +149,7 @@ def maps_on_64_cells(
 
 
 def deletion(model: PreActResNet, images: Tensor, classes: np.ndarray) -> pd.DataFrame:
-    """How far each map's order lowers the probability, painted grey, and the dilated map's lead.
+    """How far each map's order lowers the probability, painted grey, averaged over the LOOKS.
 
     Args:
         model: the original, in eval mode.
@@ -157,50 +157,30 @@ def deletion(model: PreActResNet, images: Tensor, classes: np.ndarray) -> pd.Dat
         classes: (N,), predicted.
 
     Returns:
-        One row for each map: the mean probability over the LOOKS; lead, by how much the dilated
-        map's is lower, image by image, with its 95 % interval.
+        One row for each map, as `compare_orders`; the own map is the dilated one.
     """
     paint = paints(images, model.mean)["grey"]
     left = {}
     for name, maps in maps_on_64_cells(model, images, classes, np.random.default_rng(0)).items():
         order = np.argsort(-maps.flatten(1).numpy(), axis=1, kind="stable")
         left[name] = probability_left(model, images, classes, order, paint, LOOKS)
-    lead = mean_intervals({name: of - left["8 x 8, dilated"] for name, of in left.items()})
-    table = mean_intervals(left).rename(columns={"mean": "probability"})
-    table = table.assign(lead=lead["mean"], lead_from=lead["from"], lead_to=lead["to"])
-    return table.assign(images=len(images)).rename_axis("map").reset_index()
-
-
-def explain(args: argparse.Namespace, name: str) -> pd.DataFrame:
-    """One network's rows of the table that was asked for."""
-    data = load_dataset(args.data, train_size=1)
-    model = load_pretrained(name, data.classes).to(default_device())
-    if args.test == "answers":
-        test = data.test.subset(slice(args.images))
-        return answers(four_answers(model, test.tensor()), test)
-    some = np.random.default_rng(0).permutation(len(data.test))[: 2 * args.images]
-    some = some[predict(model, data.test.subset(some)).correct][: args.images]
-    return deletion(model, data.test.tensor(some), data.test.labels[some])
+    return compare_orders(left, OWN).rename_axis("map").reset_index()
 
 
 @one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Make one of the two tables."""
-    parser = argparse.ArgumentParser("python -m helpers.studies.finer_maps", description=__doc__)
+    parser = network_parser("finer_maps")
     parser.add_argument("test", choices=("answers", "deletion"))
-    parser.add_argument("--data", default="cifar10", help="data set that is explained")
-    parser.add_argument("--networks", nargs="+", help="names or files; else the one that ships")
-    parser.add_argument("--images", type=int, help="test images; all, if not given")
-    parser.add_argument(
-        "--output", type=as_path, help="the table; else runs/<data>-finer-<test>.csv"
-    )
+    parser.add_argument("--images", type=int, default=200, help="images that deletion explains")
     args = parser.parse_args(argv)
-    names = args.networks or [args.data]
-    tables: dict[str, Any] = {Path(name).stem: explain(args, name) for name in names}
-    table = pd.concat(tables, names=["network"]).reset_index("network")
-    path = args.output or project_root() / "runs" / f"{args.data}-finer-{args.test}.csv"
-    write_table(path, table.round(4))
-    print(table.round(3).to_string())
+
+    def measure(model: PreActResNet, test: Dataset) -> pd.DataFrame:
+        if args.test == "answers":
+            return answers(four_answers(model, test.tensor()), test)
+        return deletion(model, *right_predictions(model, test, args.images))
+
+    write_rows(args, f"finer-{args.test}", measure)
 
 
 if __name__ == "__main__":

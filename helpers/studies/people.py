@@ -6,7 +6,6 @@ class, for each test image of CIFAR-10 (CIFAR-10H, Peterson and others 2019, arX
 is free for non-commercial use and no part of this project; the tables are results over all images.
 """
 
-import argparse
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
@@ -14,12 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers.data import load_dataset
 from helpers.evaluation import predict
-from helpers.model import load_pretrained
-from helpers.studies.runs import write_table
+from helpers.studies.networks import load_data, load_networks, network_parser, write
 from helpers.support.command import one_line_errors
-from helpers.support.device import default_device
 from helpers.support.files import as_path, project_root
 from helpers.support.intervals import bootstrap_interval, wilson_interval
 
@@ -137,34 +133,29 @@ def confusions(
 @one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Compare people with networks, and write three small tables."""
-    parser = argparse.ArgumentParser("python -m helpers.studies.people")
+    parser = network_parser("people")
     parser.add_argument(
         "--counts",
-        type=Path,
+        type=as_path,
         required=True,
         help="cifar10h-counts.npy of github.com/jcpeterson/cifar-10h: (10000, 10)",
     )
-    parser.add_argument("--data", default="cifar10", help="cifar10, or a folder's path")
-    parser.add_argument("--output", type=as_path, help="the tables' folder; runs, if not given")
-    parser.add_argument("networks", nargs="*", default=NETWORKS, help="the first is asked about")
+    parser.set_defaults(networks=NETWORKS)
     args = parser.parse_args(argv)
-    data = load_dataset(args.data, train_size=1)
+    data = load_data(args)
     labels, classes = data.test.labels, data.classes
     answers = {"people": load_counts(args.counts, labels, len(classes))}
-    for network in args.networks:
-        model = load_pretrained(network, classes).to(default_device())
-        predicted = predict(model, data.test).predicted
-        answers[Path(network).stem] = np.eye(len(classes), dtype=int)[predicted]
+    for name, model in load_networks(args, data).items():
+        answers[name] = np.eye(len(classes), dtype=int)[predict(model, data.test).predicted]
     first = answers[Path(args.networks[0]).stem].argmax(1)
     tables = {
-        "": shares(answers["people"], labels, first).round(4),
+        "": shares(answers["people"], labels, first),
         "-likeness": likeness(labels, answers).round(3),
         "-confusions": confusions(labels, answers, classes),
     }
     folder = args.output or project_root() / "runs"
     for name, table in tables.items():
-        write_table(folder / f"{data.name}-people{name}.csv", table)
-        print(table.to_string())
+        write(table, folder / f"{data.name}-people{name}.csv")
 
 
 if __name__ == "__main__":

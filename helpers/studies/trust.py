@@ -1,19 +1,17 @@
 """Can a heatmap be trusted? What notebook further/trust draws and cannot measure in seconds.
 
-`python -m helpers.studies.trust deletion` (or `randomisation`) explains `--networks`: names or
-files of weights. `... cheat` trains small networks on Shapes-10 that see a mark which gives the
-class away, and asks them and honest `--networks` the same. Each writes a table, within minutes.
+`python -m helpers.studies.trust deletion` (or `randomisation`) explains the test images by
+`--networks`, names or files of weights. `... cheat` trains small networks on Shapes-10 that see a
+mark which gives the class away, and asks them and the honest network the same. Each writes a table,
+within minutes.
 
 The records: `deletion --images 500` and `randomisation --images 100 --seeds 10`, both with
 `--networks cifar10 cifar10-narrow-0 cifar10-narrow-1`, and `cheat --images 1000`.
 """
 
-import argparse
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,20 +20,20 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
 from helpers import shapes
-from helpers.data import Dataset, load_dataset
+from helpers.data import Dataset
 from helpers.evaluation import predict
 from helpers.explanation import derangement
 from helpers.model import STAGES, PreActResNet, activations, load_pretrained, resnet18
 from helpers.similarity import rank_correlation
-from helpers.studies.runs import write_table
+from helpers.studies.networks import logits_of, network_parser, write, write_rows
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device
-from helpers.support.files import as_path, project_root
-from helpers.support.intervals import bootstrap_interval
+from helpers.support.files import project_root
+from helpers.support.intervals import mean_intervals
 from helpers.support.precision import autocast
 from helpers.training import TrainConfig, fit
 
-KNOW_THE_IMAGE = ("own map", "class-free map", "by trying")  # the other orders know nothing of it
+KNOW_THE_IMAGE = ["own map", "class-free map", "by trying"]  # the other orders know nothing of it
 LOOKS = (2, 4, 6, 8)  # cells of sixteen that are painted over
 PARTS: dict[str, tuple[str, ...]] = {  # which get random weights
     "none": (),
@@ -46,31 +44,36 @@ QUICK = TrainConfig(epochs=4, batch_size=50, peak_lr=0.05, padding=0, hole=0, de
 TINT = 0.4  # share of the mark's colour in a tinted image
 
 
+def right_predictions(model: PreActResNet, test: Dataset, count: int) -> tuple[Tensor, np.ndarray]:
+    """So many test images at random that a network is right about.
+
+    Returns:
+        The images (count, 3, H, W) in [0, 1], and their classes (count,).
+    """
+    drawn = np.random.default_rng(0).permutation(len(test))[: 2 * count]
+    right = drawn[predict(model, test.subset(drawn)).correct][:count]
+    return test.tensor(right), test.labels[right]
+
+
 @torch.inference_mode()
-def maps_of(
-    model: PreActResNet, images: Tensor, classes: np.ndarray | None = None
-) -> dict[str, Tensor]:
+def maps_of(model: PreActResNet, images: Tensor, classes: np.ndarray) -> dict[str, Tensor]:
     """Raw maps at layer4: Grad-CAM's, and one that knows no class, the squared features added up.
 
     Args:
         model: in eval mode.
         images: (N, 3, H, W) in [0, 1].
-        classes: (N,), that Grad-CAM explains; None: the predicted ones.
+        classes: (N,), that Grad-CAM explains.
 
     Returns:
         {"own map": (N, h, w), "class-free map": (N, h, w)}.
     """
-    maps: dict[str, list[Tensor]] = {"own map": [], "class-free map": []}
-    for first in range(0, len(images), 100):
-        features = activations(model, images[first : first + 100].to(model.mean.device))["layer4"]
-        if classes is None:
-            numbers = model.fc(features.mean((2, 3))).argmax(1)
-        else:
-            numbers = torch.from_numpy(classes[first : first + 100])
+    own, class_free = [], []
+    for part, numbers in zip(images.split(100), torch.from_numpy(classes).split(100)):
+        features = activations(model, part.to(model.mean.device))["layer4"]
         weights = model.fc.weight[numbers] / features[0, 0].numel()  # the gradient, at this layer
-        maps["own map"].append(torch.einsum("nc,nchw->nhw", weights, features).cpu())
-        maps["class-free map"].append(features.square().sum(1).cpu())
-    return {name: torch.cat(parts) for name, parts in maps.items()}
+        own.append(torch.einsum("nc,nchw->nhw", weights, features).cpu())
+        class_free.append(features.square().sum(1).cpu())
+    return {"own map": torch.cat(own), "class-free map": torch.cat(class_free)}
 
 
 # Deletion
@@ -83,7 +86,6 @@ def paints(images: Tensor, mean: Tensor) -> dict[str, Tensor]:
     return {"grey": mean.cpu().expand_as(images), "blurred": blurred, "noise": noise}
 
 
-@torch.inference_mode()
 def probability_left(
     model: PreActResNet,
     images: Tensor,
@@ -108,19 +110,14 @@ def probability_left(
     side = int(order.shape[1] ** 0.5)
     turns = torch.from_numpy(np.argsort(order, axis=1)).float().reshape(-1, 1, side, side)
     turns = interpolate(turns, images.shape[-2:], mode="nearest")
-    device = model.mean.device
-    found = []
-    for first in range(0, len(images), 100):
-        some = slice(first, first + 100)
-        seen = []
-        for painted in looks:
-            shown = torch.where(turns[some] < painted, paint[some], images[some]).to(device)
-            with autocast(device, True):
-                logits = model(shown.contiguous(memory_format=torch.channels_last))
-            probabilities = logits.float().softmax(1).cpu().numpy()
-            seen.append(probabilities[np.arange(len(shown)), classes[some]])
-        found.append(np.mean(seen, axis=0))
-    return np.concatenate(found)
+    seen = []
+    for painted in looks:
+        shown = torch.where(turns < painted, paint, images)
+        with autocast(model.mean.device, True):
+            logits = logits_of(model, shown.contiguous(memory_format=torch.channels_last))
+        probabilities = logits.float().softmax(1).numpy()
+        seen.append(probabilities[np.arange(len(images)), classes])
+    return np.mean(seen, axis=0)
 
 
 def orders_of(
@@ -156,8 +153,27 @@ def orders_of(
     return {name: np.argsort(-values, 1, kind="stable") for name, values in strength.items()}
 
 
+def compare_orders(left: dict[str, np.ndarray], own: str) -> pd.DataFrame:
+    """How far each order lowers the probability, and by how much one of them is ahead.
+
+    Args:
+        left: {order: (N,)}, as `probability_left` returns it.
+        own: the order that is compared with all.
+
+    Returns:
+        A row for each order, with the mean probability; and the difference from the own order's,
+        image by image: "own ahead". Each has its 95 % interval over images.
+    """
+    ahead = {order: values - left[own] for order, values in left.items()}
+    table = pd.DataFrame({"images": len(left[own])}, index=list(left))
+    for name, values in {"probability": left, "own ahead": ahead}.items():
+        ends = {"mean": name, "from": f"{name} from", "to": f"{name} to"}
+        table = table.join(mean_intervals(values).rename(columns=ends))
+    return table
+
+
 def deletion(model: PreActResNet, images: Tensor, classes: np.ndarray) -> pd.DataFrame:
-    """How far each order lowers the probability, and its lead over the strongest blind order.
+    """How far each order lowers the probability, averaged over the LOOKS, for each paint.
 
     Args:
         model: in eval mode.
@@ -165,38 +181,26 @@ def deletion(model: PreActResNet, images: Tensor, classes: np.ndarray) -> pd.Dat
         classes: (N,), predicted.
 
     Returns:
-        One row for each paint and order: mean probability over the LOOKS; lead, over the strongest
-        order that is blind, not in KNOW_THE_IMAGE; and by how much the own map is ahead of this
-        order. Each with its 95 % interval over images.
+        One row for each paint and order, as `compare_orders`; "strongest" is the strongest order
+        that is blind, not in KNOW_THE_IMAGE.
     """
     maps = maps_of(model, images, classes)
     cells = maps["own map"][0].numel()
-    rows = []
+    each_first = [np.tile(np.roll(range(cells), -c), (len(images), 1)) for c in range(cells)]
+    tables = {}
     for name, paint in paints(images, model.mean).items():
-        one_cell = [np.tile(np.roll(range(cells), -c), (len(images), 1)) for c in range(cells)]
-        left = [probability_left(model, images, classes, first, paint, [1]) for first in one_cell]
-        orders = orders_of(maps, np.stack(left, 1), classes, np.random.default_rng(0))
-        found = {
+        alone = [
+            probability_left(model, images, classes, first, paint, [1]) for first in each_first
+        ]
+        orders = orders_of(maps, np.stack(alone, 1), classes, np.random.default_rng(0))
+        left = {
             order: probability_left(model, images, classes, numbers, paint, LOOKS)
             for order, numbers in orders.items()
         }
-        blind = min(set(found) - set(KNOW_THE_IMAGE), key=lambda order: found[order].mean())
-        for order, values in found.items():
-            row: dict[str, Any] = {
-                "paint": name,
-                "order": order,
-                "strongest": blind,
-                "images": len(images),
-            }
-            row |= _interval(values, "probability")
-            row |= _interval(found[blind] - values, "lead")
-            rows.append(row | _interval(values - found["own map"], "own ahead"))
-    return pd.DataFrame(rows)
-
-
-def _interval(values: np.ndarray, name: str) -> dict[str, float]:
-    low, high = bootstrap_interval(values, np.mean)
-    return {name: values.mean(), f"{name} from": low, f"{name} to": high}
+        table = compare_orders(left, "own map")
+        table.insert(0, "strongest", table["probability"].drop(KNOW_THE_IMAGE).idxmin())
+        tables[name] = table
+    return pd.concat(tables, names=["paint", "order"]).reset_index()
 
 
 # Randomisation
@@ -209,9 +213,7 @@ def randomised(model: PreActResNet, parts: tuple[str, ...], seed: int) -> PreAct
         torch.manual_seed(seed)
         for part in parts:
             for module in changed.get_submodule(part).modules():
-                reset = getattr(module, "reset_parameters", None)
-                if reset is not None:
-                    reset()
+                getattr(module, "reset_parameters", lambda: None)()
     return changed
 
 
@@ -229,18 +231,17 @@ def randomisation(
     """
     original = maps_of(model, images, classes)
     rows = []
-    for name, parts in PARTS.items():
-        count = seeds if parts else 1
-        maps = [maps_of(randomised(model, parts, s), images, classes) for s in range(count)]
+    for part, names in PARTS.items():
+        count = seeds if names else 1
+        maps = [maps_of(randomised(model, names, s), images, classes) for s in range(count)]
         for kind, trained in original.items():
             pairs = np.stack([rank_correlation(of[kind], trained, every=True) for of in maps])
             pairs = np.nan_to_num(pairs)  # a constant map is like no other
             same = pairs.diagonal(axis1=1, axis2=2)  # (seeds, images)
             other = (pairs.sum(2) - same) / (len(images) - 1)
-            row: dict[str, Any] = {"part": name, "map": kind}
-            row |= {"same": same.mean(), "other": other.mean(), "seeds": count}
-            rows.append(row | _over_seeds(same - other) | {"images": len(images)})
-    return pd.DataFrame(rows)
+            row = {"part": part, "map": kind, "same": same.mean(), "other": other.mean()}
+            rows.append(row | {"seeds": count} | _over_seeds(same - other))
+    return pd.DataFrame(rows).assign(images=len(images))
 
 
 def _over_seeds(values: np.ndarray) -> dict[str, float]:
@@ -264,14 +265,14 @@ Mark = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 def tag_in_a_corner(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `shapes.add_tag`, in a corner that is drawn for each image."""
-    tagged, masks = shapes.add_tag(np.zeros_like(images), labels)
-    tagged = np.where(masks[..., None], tagged, images)
-    turns = np.random.default_rng(len(images)).integers(4, size=len(images))
-    for turn in range(4):
-        back = np.rot90(images[turns == turn], turn, (1, 2))
-        marked, mask = shapes.add_tag(back, labels[turns == turn])
-        tagged[turns == turn] = np.rot90(marked, -turn, (1, 2))
-        masks[turns == turn] = np.rot90(mask, -turn, (1, 2))
+    tagged, masks = np.empty_like(images), np.empty(images.shape[:3], dtype=bool)
+    corners = np.random.default_rng(len(images)).integers(4, size=len(images))
+    for corner in range(4):
+        some = corners == corner
+        turned = np.rot90(images[some], corner, (1, 2))
+        marked, mask = shapes.add_tag(turned, labels[some])
+        tagged[some] = np.rot90(marked, -corner, (1, 2))
+        masks[some] = np.rot90(mask, -corner, (1, 2))
     return tagged, masks
 
 
@@ -323,9 +324,8 @@ def score(model: PreActResNet, mark: Mark, one: Dataset) -> dict[str, float]:
     marked = Dataset(images, one.labels, one.classes)
     answers, plain = predict(model, marked), predict(model, one)
     with_mark = maps_of(model, marked.tensor(), answers.predicted)
-    without = maps_of(model, one.tensor(), plain.predicted)
+    own, clean = with_mark["own map"], maps_of(model, one.tensor(), plain.predicted)["own map"]
     others = derangement(len(one), np.random.default_rng(0))
-    own, clean = with_mark["own map"], without["own map"]
     return {
         "says the mark": float((answers.predicted == wrong).mean()),
         "right without mark": plain.accuracy,
@@ -334,27 +334,24 @@ def score(model: PreActResNet, mark: Mark, one: Dataset) -> dict[str, float]:
         "on mark, another image's": peak_on(own[others], place),
         "same place without mark": peak_on(clean, place),
         "in its quarter": peak_on(own, place, 2),
-        "in its quarter, another image's": peak_on(own[others], place, 2),
         "same quarter without mark": peak_on(clean, place, 2),
         "on object": peak_on(own, one.masks),
         "on object without mark": peak_on(clean, one.masks),
-        "on object without mark, class-free": peak_on(without["class-free map"], one.masks),
         "on object without mark, another image's": peak_on(clean[others], one.masks),
-        "images": len(one),
     }
 
 
-def cheats(honest: Sequence[str], train_size: int, test_size: int, seeds: int) -> pd.DataFrame:
-    """Train a cheat for each mark with each seed; score them, and honest networks beside them.
+def cheats(train_size: int, test_size: int, seeds: int) -> pd.DataFrame:
+    """Train a cheat for each mark with each seed; score them, and the honest network beside them.
 
     Args:
-        honest: names or files of networks that have learned Shapes-10 without a mark.
         train_size: images that a cheat learns from.
         test_size: images to score on.
         seeds: cheats for each mark.
     """
     drawn = shapes.generate(train_size, seed=3)
     one = Dataset(**shapes.generate(test_size, shapes.TEST_SEED), classes=shapes.CLASSES)
+    honest = load_pretrained("shapes10", shapes.CLASSES).to(default_device())
     rows = []
     for name, mark in MARKS.items():
         images, _ = mark(drawn["images"], drawn["labels"])
@@ -365,52 +362,32 @@ def cheats(honest: Sequence[str], train_size: int, test_size: int, seeds: int) -
             fit(cheat, marked, None, replace(QUICK, seed=seed))
             row = {"mark": name, "network": "cheat", "seed": seed}
             rows.append(row | score(cheat, mark, one))
-        for number, path in enumerate(honest):
-            model = load_pretrained(path, shapes.CLASSES).to(default_device())
-            row = {"mark": name, "network": "honest", "seed": number}
-            rows.append(row | score(model, mark, one))
-    return pd.DataFrame(rows)
-
-
-def explain(args: argparse.Namespace) -> pd.DataFrame:
-    """Deletion or randomisation of each network, on right predictions of the test images."""
-    tables = []
-    for name in args.networks or [args.data]:
-        data = load_dataset(args.data, train_size=1)
-        model = load_pretrained(name, data.classes).to(default_device())
-        some = np.random.default_rng(0).permutation(len(data.test))[: 2 * args.images]
-        answers = predict(model, data.test.subset(some))
-        some = some[answers.correct][: args.images]
-        images, classes = data.test.tensor(some), data.test.labels[some]
-        if args.test == "deletion":
-            table = deletion(model, images, classes)
-        else:
-            table = randomisation(model, images, classes, args.seeds)
-        table.insert(0, "network", Path(name).stem)
-        tables.append(table)
-    return pd.concat(tables)
+        row = {"mark": name, "network": "honest", "seed": 0}
+        rows.append(row | score(honest, mark, one))
+    return pd.DataFrame(rows).assign(images=test_size)
 
 
 @one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Make one of the three tables."""
-    parser = argparse.ArgumentParser("python -m helpers.studies.trust", description=__doc__)
+    parser = network_parser("trust")
     parser.add_argument("test", choices=("deletion", "randomisation", "cheat"))
-    parser.add_argument("--data", default="cifar10", help="data set that is explained")
-    parser.add_argument("--networks", nargs="+", help="names or files; else the one that ships")
     parser.add_argument("--images", type=int, default=200, help="images that are explained")
     parser.add_argument("--seeds", type=int, default=5, help="of random weights, or of networks")
     parser.add_argument("--train-size", type=int, default=4000, help="images that a cheat sees")
-    parser.add_argument("--output", type=as_path, help="the table; else runs/<data>-<test>.csv")
     args = parser.parse_args(argv)
+
+    def measure(model: PreActResNet, test: Dataset) -> pd.DataFrame:
+        explained = right_predictions(model, test, args.images)
+        if args.test == "deletion":
+            return deletion(model, *explained)
+        return randomisation(model, *explained, args.seeds)
+
     if args.test == "cheat":
-        args.data = "shapes10"
-        table = cheats(args.networks or [args.data], args.train_size, args.images, args.seeds)
+        table = cheats(args.train_size, args.images, args.seeds)
+        write(table, args.output or project_root() / "runs" / "shapes10-cheat.csv")
     else:
-        table = explain(args)
-    path = args.output or project_root() / "runs" / f"{args.data}-{args.test}.csv"
-    write_table(path, table.round(4))
-    print(table.round(3).to_string())
+        write_rows(args, args.test, measure)
 
 
 if __name__ == "__main__":

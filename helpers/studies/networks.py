@@ -1,0 +1,67 @@
+"""What the studies of trained networks share: their options, and a table with rows of each."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from helpers.data import Dataset, DatasetPair, load_dataset
+from helpers.model import PreActResNet, load_pretrained
+from helpers.support.device import default_device, to_device_of
+from helpers.support.files import as_path, project_root, write_atomically
+
+
+def network_parser(study: str) -> argparse.ArgumentParser:
+    """A parser with the options that these studies share."""
+    parser = argparse.ArgumentParser(f"python -m helpers.studies.{study}")
+    parser.add_argument("--data", default="auto", help="cifar10, shapes10, or a folder's path")
+    parser.add_argument("--test-size", type=int, help="test images to use; all, if not given")
+    parser.add_argument("--networks", nargs="+", help="names or files; else the one that ships")
+    parser.add_argument("--output", type=as_path, help="where to write; in runs, if not given")
+    return parser
+
+
+def load_data(args: argparse.Namespace) -> DatasetPair:
+    """The test images that were asked for, and hardly any training images."""
+    return load_dataset(args.data, train_size=1, test_size=args.test_size)
+
+
+def load_networks(args: argparse.Namespace, data: DatasetPair) -> dict[str, PreActResNet]:
+    """The networks that were asked for, by name.
+
+    Raises:
+        ValueError: two have the same name; else as `load_pretrained`.
+    """
+    paths = args.networks or [data.name]
+    device = default_device()
+    networks = {Path(path).stem: load_pretrained(path, data.classes).to(device) for path in paths}
+    if len(networks) < len(paths):
+        raise ValueError("two networks have the same name, which names their rows: rename a file")
+    return networks
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """What a network says of images (N, 3, H, W) in [0, 1]: (N, num_classes), on the CPU."""
+    return torch.cat([model(to_device_of(model, part)).cpu() for part in images.split(100)])
+
+
+def write_rows(
+    args: argparse.Namespace, study: str, measure: Callable[[PreActResNet, Dataset], pd.DataFrame]
+) -> None:
+    """Measure each network on the test images, and write the rows of all as one table."""
+    data = load_data(args)
+    networks = load_networks(args, data)
+    tables = {name: measure(model, data.test) for name, model in networks.items()}
+    table = pd.concat(tables, names=["network"]).reset_index("network")
+    write(table, args.output or project_root() / "runs" / f"{data.name}-{study}.csv")
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """Write a table, its numbers rounded to four digits, and print it."""
+    table = table.round(4)
+    write_atomically(path, lambda file: table.to_csv(file, index=False))
+    print(table.to_string())
