@@ -181,7 +181,7 @@ def cover(model: PreActResNet, dataset: Dataset) -> pd.DataFrame:
     }
     wrong, roles = found["mistakes"]
     is_second = np.argsort(-predictions.logits[wrong], axis=1)[:, 1] == roles[:, 1]
-    tables = {}
+    tables: dict[tuple[str, str], pd.DataFrame] = {}
     for paint, mistakes in turned["mistakes"].items():
         parts = by_group(mistakes, turned["right, as close"][paint], is_second)
         tables |= {(paint, group): rates(part) for group, part in parts.items()}
