@@ -87,11 +87,11 @@ def patchwork(maps: np.ndarray, kinds: np.ndarray, rng: np.random.Generator) -> 
     return patched - patched.mean(1, keepdims=True)
 
 
-def in_a_row(table: pd.DataFrame, images: int) -> dict[str, float]:
+def in_a_row(table: pd.DataFrame, images: np.integer) -> dict[str, float]:
     """The means and the interval of a table like `same_minus_other`'s, over so many images."""
     means = {"same": table["mean"]["same"], "other": table["mean"]["other"]}
     difference = table.loc["difference"].rename({"mean": "difference"})
-    return {"images": images, **means, **difference}
+    return {"images": int(images), **means, **difference}
 
 
 def against_patchworks(maps: np.ndarray, kinds: np.ndarray, other_zero: bool) -> dict[str, float]:
@@ -106,7 +106,7 @@ def against_patchworks(maps: np.ndarray, kinds: np.ndarray, other_zero: bool) ->
     other = np.mean([likeness(patchwork(maps, kinds, rng)) for _ in range(PATCHWORKS)], axis=0)
     same = np.where(np.isnan(other), np.nan, likeness(maps))
     table = mean_intervals({"same": same, "other": other, "difference": same - other})
-    return in_a_row(table, np.count_nonzero(~np.isnan(other)))
+    return in_a_row(table, (~np.isnan(other)).sum())
 
 
 def against_others(values: np.ndarray, partners: np.ndarray) -> dict[str, float]:
@@ -116,7 +116,7 @@ def against_others(values: np.ndarray, partners: np.ndarray) -> dict[str, float]
         values: (N, N), of each image with each.
         partners: (N, N) bool.
     """
-    return in_a_row(same_minus_other(values, other=partners), np.count_nonzero(partners.any(1)))
+    return in_a_row(same_minus_other(values, other=partners), partners.any(1).sum())
 
 
 def same_kind(kinds: np.ndarray) -> np.ndarray:
