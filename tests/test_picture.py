@@ -11,6 +11,7 @@ def test_the_readmes_picture_shows_both_maps_their_difference_and_the_sums():
     figure = picture.draw_mistake(image, "an image", ("dog", "cat"), maps)
     first, *others = figure.axes
     np.testing.assert_array_equal(first.get_images()[0].get_array(), np.moveaxis(image, 0, -1))
+    assert [line.get_xdata()[0] for line in first.lines] == [3.5, 0], "one square a cell"
     for ax, values in zip(others, [*maps, maps[0] - maps[1]], strict=True):
         (drawn,) = ax.get_images()
         np.testing.assert_array_equal(drawn.get_array(), values)

@@ -29,7 +29,9 @@ def draw_mistake(image: Array, title: str, names: tuple[str, str], maps: np.ndar
         maps: of these classes, (2, h, w).
     """
     figure = Figure(figsize=(plots.WIDEST, 2.9))
-    _panel(figure, 0, title).imshow(np.moveaxis(np.asarray(image), 0, -1))
+    photo = _panel(figure, 0, title)
+    photo.imshow(np.moveaxis(np.asarray(image), 0, -1))
+    _draw_grid(photo, image.shape[-1], maps.shape[-1])
     said, actual = names
     steps = {f"what speaks for {said}": maps[0], f"what speaks for {actual}": maps[1]}
     steps[f"red: more for {said},\nblue: more for {actual}"] = maps[0] - maps[1]
@@ -59,6 +61,14 @@ def _panel(figure: Figure, number: int, title: str) -> Axes:
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=11)
     return ax
+
+
+def _draw_grid(ax: Axes, side: int, cells: int) -> None:
+    """The squares of a map as thin lines over an image of `side` pixels."""
+    for number in range(1, cells):
+        place = number * side / cells - 0.5
+        ax.axvline(place, color="white", lw=0.8)
+        ax.axhline(place, color="white", lw=0.8)
 
 
 def _signed(value: float) -> str:
