@@ -9,26 +9,15 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, get_args
 
 from helpers.support.distributed import rank_and_world_size
-from helpers.support.files import as_path as as_path
+from helpers.support.files import as_path
 
 
 def field_comments(config_class: type) -> dict[str, str]:
-    """What the source of a dataclass says of each field: {name: the comment behind it or above}."""
-    comments: dict[str, str] = {}
-    above: list[str] = []
-    for line in inspect.getsource(config_class).splitlines():
-        comment = re.fullmatch(r"\s+#\s*(.*)", line)
-        field = re.match(r"\s+(\w+):[^#]*(?:#\s*(.*))?$", line)
-        if comment:
-            above.append(comment[1])
-            continue
-        if field:
-            comments[field[1]] = " ".join([*above, field[2] or ""]).strip()
-        above = []
-    return comments
+    """What the source of a dataclass says behind each field: {name: its comment}."""
+    return dict(re.findall(r"^ +(\w+):[^#\n]+#\s*(.*)$", inspect.getsource(config_class), re.M))
 
 
 def make_parser(command: str, **defaults) -> argparse.ArgumentParser:
@@ -72,19 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser, config: Any, names: Iterable[
         names: of fields.
     """
     comments = field_comments(type(config))
-    sequences: dict[Any, type] = {
-        tuple[int, ...]: int,
-        tuple[float, ...]: float,
-        tuple[str, ...]: str,
-    }
     for field in fields(config):
         if field.name not in names:
             continue
-        option: dict[str, Any] = {"type": field.type}
+        parts = get_args(field.type)  # of tuple[int, ...]
+        option: dict[str, Any] = {"type": parts[0], "nargs": "+"} if parts else {"type": field.type}
         if field.type is bool:
             option = {"action": argparse.BooleanOptionalAction}
-        elif field.type in sequences:
-            option = {"type": sequences[field.type], "nargs": "+"}
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             default=getattr(config, field.name),
