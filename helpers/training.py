@@ -13,9 +13,8 @@ import math
 import os
 import runpy
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,12 +27,13 @@ from torch.utils.data import DataLoader
 
 from helpers.augmentation import AugmentedDataset, seed_epoch
 from helpers.data import SIZE, Dataset, make_loader, to_float
-from helpers.evaluation import Predictions, predict
+from helpers.evaluation import predict
 from helpers.support.device import default_device, loader_workers
 from helpers.support.distributed import process_group, share_batches
 from helpers.support.loader import require_images, require_labels
 from helpers.support.precision import autocast, grad_scaler
 from helpers.support.session import Session
+from helpers.support.settings import checked
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            # Numbers of NumPy become Python's: a checkpoint is read without executing anything.
-            value = getattr(self, field.name)
-            with suppress(ValueError):  # of what is no array, such as ((1, 2), 3)
-                value = np.asarray(value).tolist()
-            value = tuple(value) if isinstance(value, list) else value
-            if field.type is float and type(value) is int:  # PyTorch takes none above 64 bits
-                value = float(value)
+            value = checked(field, getattr(self, field.name), RANGES.get(field.name))
             object.__setattr__(self, field.name, value)
-            allowed = RANGES.get(field.name)
-            is_missing = value == () and field.default  # no size of images
-            if is_missing or not is_allowed(value, field.type, allowed):
-                within = f" in {allowed}" if allowed else ""
-                raise ValueError(f"{field.name} must be {KINDS[field.type]}{within}, got {value!r}")
 
     def image_size(self, epoch: int) -> int:
         """Side of the training images in this epoch (counted from 0), in pixels."""
@@ -99,24 +88,6 @@ RANGES = {
     "ema": pd.Interval(0, 1, "left"),
     "seed": pd.Interval(0, 2**32, "left"),
 }
-KINDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    tuple[int, ...]: "whole numbers",
-    tuple[float, ...]: "numbers",
-    tuple[str, ...]: "a tuple of names",
-}
-
-
-def is_allowed(value: Any, kind: Any, allowed: pd.Interval | None) -> bool:
-    """Whether a setting is of its kind, a type of KINDS, and it, or each of its parts, in range."""
-    if get_args(kind):
-        part = get_args(kind)[0]
-        return isinstance(value, tuple) and all(is_allowed(v, part, allowed) for v in value)
-    is_of_kind = isinstance(value, (int, float) if kind is float else kind)
-    is_of_kind &= isinstance(value, bool) == (kind is bool)
-    return is_of_kind and (allowed is None or value in allowed)
 
 
 class TrainingState:
@@ -159,9 +130,8 @@ class TrainingState:
 
     def parts(self) -> dict[str, Any]:
         """All that has a state of its own, by name."""
-        parts = {"model": self.model, "optimizer": self.optimizer}
-        parts |= {"scheduler": self.scheduler, "scaler": self.scaler}
-        return parts | {"average": self.average} if self.average else parts
+        names = ("model", "optimizer", "scheduler", "scaler", "average")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
@@ -202,33 +172,26 @@ def make_criterion(train: Dataset, config: TrainConfig) -> Callable:
         ValueError: there is not one weight for each class; in calls, not one logit.
     """
     num_classes = len(train.classes)
+    weights = np.array(config.class_weights or [1.0] * num_classes)
+    if len(weights) != num_classes:
+        raise ValueError(
+            f"class_weights must be {num_classes} numbers, one for each class: got {weights}"
+        )
+    scaled = torch.from_numpy(weights / weights[train.labels].mean()).float()
+    smoothing = config.label_smoothing
 
-    def smoothed(
-        logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"
-    ) -> torch.Tensor:
+    def criterion(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if logits.shape != (len(labels), num_classes):
             raise ValueError(
                 f"logits {tuple(logits.shape)} do not fit {len(labels)} images of {num_classes} "
                 "classes: take another network"
             )
-        return F.cross_entropy(
-            logits, labels, reduction=reduction, label_smoothing=config.label_smoothing
-        )
-
-    weights = np.array(config.class_weights, float)
-    if len(weights) not in (0, num_classes):
-        raise ValueError(
-            f"class_weights must be {num_classes} numbers, one for each class: got {weights}"
-        )
-    if len(set(weights)) < 2:  # equal weights change nothing
-        return smoothed
-    scaled = torch.from_numpy(weights / weights[train.labels].mean()).float()
-
-    def weighted(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        losses = smoothed(logits, labels, reduction="none")
+        if len(set(weights)) == 1:  # equal weights change nothing
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         return (scaled.to(labels.device)[labels] * losses).mean()
 
-    return weighted
+    return criterion
 
 
 def augment(dataset: Dataset, config: TrainConfig) -> AugmentedDataset:
@@ -300,10 +263,10 @@ def fit(
         FloatingPointError: a loss or weight is NaN or infinite; the checkpoint is the one before.
     """
     device = device or default_device()
+    identity = run_identity(train, validation, config)
     loader = training_loader(augment(train, config), config, device)
     loss_of = make_criterion(train, config)
     state = TrainingState(model, config, len(loader), device)
-    identity = run_identity(train, validation, config)
     with Session(state, identity, device, checkpoint, log, compile) as session:
         for epoch in range(len(session.history), config.epochs):
             model.train()
@@ -320,15 +283,12 @@ def fit(
                 state.scheduler.step()
                 state.update_average()
                 session.after_batch(loss, logits, labels)
-            scores = score(state.evaluated_model, validation if session.is_main else None)
+            scores = None
+            if validation is not None and session.is_main:
+                scores = predict(state.evaluated_model, validation, batch_size=500)
             session.after_epoch(config.image_size(epoch), scores)
     model.eval().load_state_dict(state.evaluated_model.state_dict())
     return pd.DataFrame(session.history)
-
-
-def score(model: nn.Module, validation: Dataset | None) -> Predictions | None:
-    """The model's predictions of the validation images, if there are any."""
-    return None if validation is None else predict(model, validation, batch_size=500)
 
 
 def run_identity(train: Dataset, validation: Dataset | None, config: TrainConfig) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def another(field, value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, tuple):
-        return (*value, "ring" if field == "stronger_classes" else 16)
+        return (*value, {"stronger_classes": "ring", "class_weights": 0.5}.get(field, 16))
     return value + 1 if isinstance(value, int) else value / 2 + 0.25
 
 

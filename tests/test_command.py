@@ -256,7 +256,7 @@ REFUSED = {  # options -> what the line says
     "--init cifar10": "knows the classes .*airplane.* train on them",
     "--stronger-classes circle unicorn": "^no class 'unicorn' in these data: choose among arrow, c",
     "--class-weights 1 2": "class_weights must be 10 numbers, one for each class",
-    "--class-weights 1 1 1 1 1 1 1 1 1 0": "class_weights must be numbers in .*, got",
+    "--class-weights 1 1 1 1 1 1 1 1 1 0": "class_weights must be a tuple, each .* in .*, got",
     "--peak-lr 1e6": "diverged at a learning rate of .*lower peak_lr",
 }
 

@@ -71,12 +71,16 @@ class Session:
         compile: bool = False,
     ):
         self.state = state
-        self.rank, self.world_size = rank_and_world_size()
-        parameters = sum(p.numel() for p in state.model.parameters())
-        self.identity = identity | {"parameters": parameters, "processes": self.world_size}
+        rank, self.world_size = rank_and_world_size()
+        self.is_main = rank == 0
         # The layers, and which weights learn: a dilated or a frozen network has the same weights.
-        layers = f"{state.model}{[(p.dtype, p.requires_grad) for p in state.model.parameters()]}"
-        self.identity["network"] = hashlib.sha256(layers.encode()).hexdigest()[:16]
+        weights = list(state.model.parameters())
+        layers = f"{state.model}{[(weight.dtype, weight.requires_grad) for weight in weights]}"
+        self.identity = identity | {
+            "parameters": sum(weight.numel() for weight in weights),
+            "processes": self.world_size,
+            "network": hashlib.sha256(layers.encode()).hexdigest()[:16],
+        }
         self.example = torch.zeros(2, 3, SIZE, SIZE, device=device)  # to try the network with
         self.checkpoint = Path(os.path.expanduser(checkpoint)) if checkpoint else None
         self.log = log
@@ -93,10 +97,6 @@ class Session:
         device = self.example.device
         dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's has no float64
         self.totals = torch.zeros(2, dtype=dtype, device=device)
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
 
     def __enter__(self) -> "Session":
         with ExitStack() as stack:
@@ -158,11 +158,7 @@ class Session:
             loss_so_far, accuracy = self.mean_scores()
             text = {"loss": f"{loss_so_far:.3f}", "accuracy": f"{accuracy:.3f}"}
             self._bar.set_postfix(text, refresh=False)
-        number = self._stop_requested()
-        if number:
-            self.require_finite()
-            self._save()
-            self._raise_stop(number)
+        self._stop_if_asked()
 
     def after_epoch(self, image_size: int, validation: Any = None) -> None:
         """Add a finished epoch to the history, save and log it; stop if a signal asked for it.
@@ -189,9 +185,7 @@ class Session:
         self._save()
         if self.log and self.is_main:
             self.log(row)
-        number = self._stop_requested()
-        if number:
-            self._raise_stop(number)
+        self._stop_if_asked()
 
     def mean_scores(self) -> tuple[float, float]:
         """Loss and accuracy per image in the epoch under way, as seen while learning.
@@ -216,8 +210,8 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         """The states of all parts, and how far the run has come."""
         states = {name: part.state_dict() for name, part in self.state.parts().items()}
-        progress = {"history": self.history, "step": self.step, "seen": self.seen}
-        return states | progress | {"totals": self.totals, "threads": torch.get_num_threads()}
+        progress = {name: getattr(self, name) for name in ("history", "step", "seen", "totals")}
+        return states | progress | {"threads": torch.get_num_threads()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go back to what `state_dict` returned."""
@@ -231,16 +225,21 @@ class Session:
         if there != here and self.is_main:  # sums are added up in another order
             print(f"resumed with {here} threads, not {there}: the last digits will differ")
 
-    def _stop_requested(self) -> int:
-        """The signal that came to any of the processes, or 0: all learn of it after one batch."""
-        return highest_of_processes(self._stop.number, self.world_size)
-
     def _save(self) -> None:
         if self.checkpoint and self.is_main:
             save_checkpoint(self.checkpoint, self.identity, self)
 
-    def _raise_stop(self, number: int) -> None:
-        """Interrupt for Ctrl-C; for another signal end the process with a shell's status for it."""
+    def _stop_if_asked(self) -> None:
+        """End the run if a signal came: to any of the processes, since all must stop together.
+
+        Ctrl-C interrupts; another signal ends the process with a shell's status for it.
+        """
+        number = highest_of_processes(self._stop.number, self.world_size)
+        if not number:
+            return
+        if self.step:  # else the epoch is saved
+            self.require_finite()
+            self._save()
         if not self.is_main:  # the main process speaks for all
             sys.exit(128 + number)
         advice = "nothing is saved: give a checkpoint"
