@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from helpers.augmentation import AugmentedDataset, seed_epoch
 from helpers.data import SIZE, Dataset, make_loader, to_float
-from helpers.evaluation import predict
+from helpers.evaluation import Predictions, predict
 from helpers.support.device import default_device, loader_workers
 from helpers.support.distributed import process_group, share_batches
 from helpers.support.loader import require_images, require_labels
@@ -283,12 +283,15 @@ def fit(
                 state.scheduler.step()
                 state.update_average()
                 session.after_batch(loss, logits, labels)
-            scores = None
-            if validation is not None and session.is_main:
-                scores = predict(state.evaluated_model, validation, batch_size=500)
+            scores = score(state.evaluated_model, validation if session.is_main else None)
             session.after_epoch(config.image_size(epoch), scores)
     model.eval().load_state_dict(state.evaluated_model.state_dict())
     return pd.DataFrame(session.history)
+
+
+def score(model: nn.Module, validation: Dataset | None) -> Predictions | None:
+    """The model's predictions of the validation images, if there are any."""
+    return None if validation is None else predict(model, validation, batch_size=500)
 
 
 def run_identity(train: Dataset, validation: Dataset | None, config: TrainConfig) -> dict[str, Any]:
