@@ -10,25 +10,13 @@ import numpy as np
 import torch
 
 from helpers import shapes
-from helpers.support import downloads
-from helpers.support.files import (
-    AROUND,
-    as_path,
-    find_folder,
-    one_line,
-    project_root,
-    remove_stale_temporaries,
-    standing_places,
-)
+from helpers.support import downloads, files
 from helpers.support.image_files import SIZE as SIZE
 from helpers.support.image_folder import folder_id, read_image_folder
 from helpers.support.loader import make_loader as make_loader
 from helpers.support.loader import require_images
 
-CLASSES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
+CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 # Mean and standard deviation of each channel over all 50,000 x 32 x 32 training pixels of CIFAR-10.
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
@@ -134,11 +122,11 @@ def load_dataset(
     """
     if any(size is not None and size < 1 for size in (train_size, test_size)):
         raise ValueError("train_size and test_size must be at least 1")
-    root = find_folder(root) if root else project_root() / "data"
+    root = files.find_folder(root) if root else files.project_root() / "data"
     skip_damaged = skip_damaged or os.environ.get("WALKTHROUGH_SKIP_DAMAGED", "0") not in ("", "0")
     if name == "auto":
-        name = os.environ.get("WALKTHROUGH_DATA", "").strip(AROUND) or _resolve_auto(root)
-    if name == "auto":  # of the environment
+        name = os.environ.get("WALKTHROUGH_DATA", "").strip(files.AROUND) or "auto"
+    if name == "auto":
         name = _resolve_auto(root)
     if name == "shapes10":
         return _load_shapes(train_size or SHAPES_TRAIN_SIZE, test_size or SHAPES_TEST_SIZE)
@@ -184,14 +172,11 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     require_images(len(images))
     _require_uint8(images.dtype)
     levels = np.arange(256) / 255
-    means, deviations = [], []
-    for channel in range(3):
-        counts = np.bincount(images[..., channel].ravel(), minlength=256)
-        mean = np.average(levels, weights=counts)
-        variance = np.average((levels - mean) ** 2, weights=counts)
-        means.append(float(mean))
-        deviations.append(float(variance**0.5))
-    return tuple(means), tuple(deviations)
+    counts = np.stack([np.bincount(images[..., k].ravel(), minlength=256) for k in range(3)])
+    shares = counts / counts.sum(1, keepdims=True)  # (3, 256)
+    means = shares @ levels
+    deviations = np.sqrt((shares * (levels - means[:, None]) ** 2).sum(1))
+    return tuple(means.tolist()), tuple(deviations.tolist())
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
@@ -223,9 +208,7 @@ def _resolve_auto(root: Path) -> str:
 
 
 def _random_subset(dataset: Dataset, size: int | None) -> Dataset:
-    if size is None or size >= len(dataset):
-        return dataset
-    return split(dataset, size)[1]
+    return dataset if size is None or size >= len(dataset) else split(dataset, size)[1]
 
 
 def _load_shapes(train_size: int, test_size: int) -> DatasetPair:
@@ -235,7 +218,7 @@ def _load_shapes(train_size: int, test_size: int) -> DatasetPair:
 
 
 def _load_cifar10(root: Path, skip_damaged: bool) -> DatasetPair:
-    remove_stale_temporaries(root)
+    files.remove_stale_temporaries(root)
     archive_folder = root / downloads.UNPACKED
     if not archive_folder.is_dir() and (root / "cifar10").is_dir():
         return _load_folder(root / "cifar10", root, skip_damaged)
@@ -243,32 +226,26 @@ def _load_cifar10(root: Path, skip_damaged: bool) -> DatasetPair:
         downloads.download_cifar10(root)
     from torchvision.datasets import CIFAR10  # here, because importing it takes a second
 
-    sets = []
-    for is_train in (True, False):
-        try:
-            part = CIFAR10(root, train=is_train)
-        except RuntimeError as error:
-            message = f"{archive_folder} is damaged: delete that folder and load again"
-            raise RuntimeError(message) from error
-        sets.append(Dataset(part.data, np.array(part.targets), CLASSES))
-    train, test = sets
+    try:
+        parts = [CIFAR10(root, train=is_train) for is_train in (True, False)]
+    except RuntimeError as error:
+        message = f"{archive_folder} is damaged: delete that folder and load again"
+        raise RuntimeError(message) from error
+    train, test = (Dataset(part.data, np.array(part.targets), CLASSES) for part in parts)
     return DatasetPair(train, test, "cifar10")
 
 
 def _as_folder(name: str | os.PathLike) -> Path:
-    folder = find_folder(name)
+    folder = files.find_folder(name)
     if os.path.isdir(folder):
         return folder
-    places = [] if as_path(name).is_absolute() else standing_places()
-    looked = " in " * bool(places) + " or ".join(one_line(place) for place in places)
-    if isinstance(name, str) and len(as_path(name).parts) == 1:
-        raise ValueError(
-            f"unknown data set '{one_line(name)}', and no folder of that name{looked}: "
-            "choose 'auto', 'cifar10', 'shapes10' or the path of a folder"
-        )
-    raise FileNotFoundError(
-        f"no folder {one_line(name)}{looked}: "
-        "give the path of one that holds train/<class>/ and test/<class>/"
+    path = files.as_path(name)
+    places = dict.fromkeys(files.one_line(place / path) for place in files.standing_places())
+    is_word = isinstance(name, str) and len(path.parts) == 1
+    raise (ValueError if is_word else FileNotFoundError)(
+        f"no data set '{files.one_line(name)}', and no folder {' or '.join(places)}: choose "
+        "'auto', 'cifar10', 'shapes10' or the path of a folder that holds train/<class>/ and "
+        "test/<class>/"
     )
 
 

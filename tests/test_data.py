@@ -33,10 +33,10 @@ from helpers.data import (
     channel_statistics,
     load_dataset,
     make_loader,
-    project_root,
 )
 from helpers.data import split as split_off
 from helpers.support import downloads, files, image_folder
+from helpers.support.files import project_root
 
 
 def save(path, image, **options):
@@ -285,7 +285,7 @@ def test_folder_that_may_not_be_looked_into_is_named(folder, monkeypatch):
 
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/pets", "no/" + 5000 * "a", "no/a\0b"])
 def test_impossible_path_is_a_missing_folder(name):
-    with pytest.raises(FileNotFoundError, match="no folder (~nobody|no/a).*train/<class>/"):
+    with pytest.raises(FileNotFoundError, match="no data set '(~nobody|no/a).*train/<class>/"):
         load_dataset(name)
 
 
