@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -192,37 +191,6 @@ def activations(model: PreActResNet, images: torch.Tensor) -> dict[str, torch.Te
         x = model.get_submodule(name)(x)
         found[name] = x
     return found
-
-
-def describe_stages(model: PreActResNet, size: int = 32) -> pd.DataFrame:
-    """Output shape and receptive field of the stem and of each stage, one row each.
-
-    Args:
-        model: of any width.
-        size: side of the images in pixels.
-
-    Returns:
-        The columns stage, channels, height, width, receptive_field and stride. receptive_field:
-        side in pixels of the square of input that one cell depends on, borders aside; a convolution
-        adds (kernel - 1) x the product of the strides before it. stride: that product, the pixels
-        from one cell to the next.
-    """
-    model = unwrapped(model)
-    rows = []
-    field, stride = 1, 1
-    with torch.device("meta"):  # shapes without numbers
-        x = torch.zeros(1, 3, size, size)
-        shape_only = resnet18(model.fc.out_features, model.stem.out_channels)
-    for name in STAGES:
-        stage = shape_only.get_submodule(name)
-        for part, module in stage.named_modules():
-            if isinstance(module, nn.Conv2d) and not part.endswith("shortcut"):
-                field += (module.kernel_size[0] - 1) * stride
-                stride *= module.stride[0]
-        x = stage(x)
-        rows.append((name, *x.shape[1:], field, stride))
-    columns = ["stage", "channels", "height", "width", "receptive_field", "stride"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def save_weights(model: PreActResNet, path: str | os.PathLike, classes: Iterable[str]) -> None:
