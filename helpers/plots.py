@@ -34,7 +34,6 @@ HEATMAP_LABEL = "share of the\nmap's maximum"
 SIGNED_LABEL = "evidence\n(logit units)"
 LINE_STYLES = ("--", ":", "-.")
 MARKERS = "osD^v"
-PANEL_SIDE = 2.07  # inches, in `explanation_card`
 WIDEST = 9  # inches
 MOST_COLUMNS = 5  # pictures in a row
 MOST_ROWS = 20  # of a figure, with labels; of more, some are drawn
@@ -369,8 +368,6 @@ def explanation_card(
 ) -> Figure:
     """One image, its probabilities, and row by row the maps of two classes and their difference.
 
-    Drawn without a layout engine, for speed.
-
     Args:
         image: (3, H, W) in [0, 1].
         title: of the image.
@@ -382,35 +379,24 @@ def explanation_card(
             cell by cell, on a scale that fits all three raw maps.
         photo: what the image was cropped and shrunk from.
     """
-    figure = PlainFigure(figsize=(WIDEST, 0.5 + 2.6 * (1 + len(maps))))
-    starts = (0.5, 3.0, 5.5)  # of the columns, in inches
-    first = 0 if photo is None else 1
+    figure = _figure(WIDEST, 2.6 * (1 + len(maps)))
+    top, *rows = _panel_grid(figure, 1 + len(maps), 3, ["", *maps], framed=True, bar_column=True)
     if photo is not None:
-        _draw_crop(_place(figure, starts[0], 0.5), photo)
-    _titled(_place(figure, starts[first], 0.5), title).imshow(_pixels(image))
-    _probability_bars(_place(figure, starts[first + 1] + 0.9, 0.5), probabilities, classes, labels)
-
+        _draw_crop(top[0], photo)
+        top = top[1:]
+    _titled(top[0], title).imshow(_pixels(image))
+    _probability_bars(top[1], probabilities, classes, labels)
+    for ax in top[2:]:
+        ax.set_visible(False)
     titles = (*labels, f"{labels[0]} - {labels[1]}")
-    for row, (name, (raw, heat)) in enumerate(maps.items(), 1):
-        top = 0.5 + 2.6 * row
-        axes = [_place(figure, start, top) for start in starts]
-        axes[0].set_ylabel(name, fontsize=11)
-        for ax, panel_title in zip(axes, titles):
+    for row, (raw, heat) in zip(rows, maps.values()):
+        for ax, panel_title in zip(row, titles):
             _titled(ax, panel_title)
-        for ax, of_class in zip(axes, heat):
+        for ax, of_class in zip(row, heat):
             _draw_overlay(ax, image, of_class)
-        shown = _draw_signed(axes[2], raw[2], _limit(raw))
-        bar = _place(figure, 7.7, top, width=0.1)
-        figure.colorbar(shown, cax=bar, label=SIGNED_LABEL.replace("\n", " "))
+        shown = _draw_signed(row[2], raw[2], _limit(raw))
+        _bar_beside(row[None], shown, SIGNED_LABEL)
     return figure
-
-
-def _place(figure: Figure, left: float, top: float, width: float = PANEL_SIDE) -> Axes:
-    """Axes as high as a panel, in inches from the figure's left and upper edge."""
-    total_width, total_height = figure.get_size_inches()
-    bottom = 1 - (top + PANEL_SIDE) / total_height
-    size = (width / total_width, PANEL_SIDE / total_height)
-    return figure.add_axes((left / total_width, bottom, *size))
 
 
 def _draw_crop(ax: Axes, photo: Image.Image) -> None:
