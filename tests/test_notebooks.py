@@ -26,7 +26,7 @@ PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = pages.notebooks()
 WALK = ["01_data_augmentation", "02_training", "03_evaluation"]
 WALK += ["04_gradcam_correct", "05_gradcam_incorrect"]
-FURTHER = ["fair_comparison", "finer_maps", "ingredients", "remedies", "trust"]
+FURTHER = ["fair_comparison", "finer_maps", "ingredients", "methods", "remedies", "trust"]
 
 of_every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=pages.name_of)
 
