@@ -1,21 +1,17 @@
 """Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): which parts of an image speak for a class."""
 
-import sys
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from helpers.support.device import eval_mode, plain_name, to_device_of, unwrapped
+from helpers.support import layers
+from helpers.support.device import to_device_of, unwrapped
 
 ClassNumbers = ArrayLike | Tensor | None
-_LOCK = threading.RLock()  # one explanation at a time: each puts a hook into its model for a moment
 
 
 def weigh_channels(activations: Tensor, gradients: Tensor) -> Tensor:
@@ -66,11 +62,7 @@ class GradCAM:
         scale_checked: bool = True,
     ) -> None:
         self.model = unwrapped(model)
-        if isinstance(self.model, torch.jit.ScriptModule):
-            raise ValueError(
-                "a traced or scripted model hides its layers: give what it was made of"
-            )
-        self.layer = _find_layer(self.model, layer)
+        self.layer = layers.find_layer(self.model, layer)
         self.output = output
         self.reshape = reshape
         self.method = method
@@ -118,11 +110,12 @@ class GradCAM:
                 leads from the one to the other.
         """
         _check_images(images, self.scale_checked)
-        with _LOCK, eval_mode(self.model), torch.inference_mode(False), torch.no_grad():
+        with layers.undisturbed(self.model):
             inputs = to_device_of(self.model, images)
             if inputs.is_inference():  # such a tensor cannot take part in a backward pass
                 inputs = inputs.clone()
-            kept, logits = self._forward(inputs)
+            kept, returned = layers.run_keeping_output(self.model, self.layer, inputs)
+            logits = self._logits(returned, len(images))
             numbers = as_class_numbers(classes, logits)
             maps = self._maps(kept, logits, numbers, inputs).to(images.device)
             logits = logits.detach().float().to(images.device)
@@ -130,42 +123,17 @@ class GradCAM:
             maps = maps[:, 0]
         return (maps, logits) if return_logits else maps
 
-    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the model, and differentiate nothing below the layer.
-
-        Returns:
-            The output of the layer, a tensor that gradients can be taken for, and the logits
-            (N, num_classes) computed from it.
-        """
-        kept: list[Tensor] = []
-        thread = threading.get_ident()
-        modes = _GradientModes()
-
-        def keep_output(module: nn.Module, inputs: Any, output: Any) -> Any:
-            if threading.get_ident() != thread:
-                return output  # somebody else's forward pass
-            if kept or not isinstance(output, Tensor):
-                raise ValueError("the layer must run once and give one tensor (N, channels, h, w)")
-            kept.append(output.detach().requires_grad_())
-            modes.above_layer = True
-            return kept[0].clone()  # the next module may change it in place
-
-        handle = self.layer.register_forward_hook(keep_output)
-        try:
-            with modes, _without_compilation():
-                returned = self.model(images)
-                logits = returned if self.output is None else self.output(returned)
-        finally:
-            handle.remove()
-        if not kept:
-            raise ValueError("the model does not call this layer, or hides it: choose another")
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+    def _logits(self, returned: Any, count: int) -> Tensor:
+        """The logits (N, num_classes) in what the model returned for so many images."""
+        with torch.enable_grad():
+            logits = returned if self.output is None else self.output(returned)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
                 f"the model must return logits (N, num_classes), got {found}: "
                 "take them out of it with output=, a function"
             )
-        return kept[0], logits
+        return logits
 
     def _maps(self, kept: Tensor, logits: Tensor, numbers: Tensor, images: Tensor) -> Tensor:
         """Maps (N, K, h, w) of the classes with these numbers, (N,) or (N, K)."""
@@ -177,7 +145,7 @@ class GradCAM:
         with torch.autocast(kept.device.type, enabled=False):
             for score in scores:
                 # One by one: for batches on a CPU this is no slower than batched gradients (vmap).
-                gradients = self._arranged(_gradient(score, kept), images)
+                gradients = self._arranged(layers.gradient(score, kept), images)
                 maps.append(self.method(activations, gradients))
         return torch.stack(maps, dim=1)
 
@@ -189,7 +157,7 @@ class GradCAM:
                 f"the layer must give (N, channels, h, w), got {tuple(arranged.shape)}: "
                 "choose another, or arrange its output with reshape=, a function"
             )
-        if self.reshape is None and _may_have_channels_last(arranged, images, self.model):
+        if self.reshape is None and layers.may_have_channels_last(arranged, images, self.model):
             raise ValueError(
                 f"the layer's output {tuple(arranged.shape)} may have its channels last: say so "
                 "with reshape=lambda out: out.permute(0, 3, 1, 2), or lambda out: out if not"
@@ -213,70 +181,6 @@ def as_heatmaps(maps: Tensor, size: Sequence[int]) -> Tensor:
     peak = heat.amax(dim=(-2, -1), keepdim=True)
     heat = torch.where(peak == 0, torch.zeros_like(heat), heat / peak)
     return heat.reshape(*maps.shape[:-2], *size)
-
-
-class _GradientModes(TorchFunctionMode):
-    """Gradients above the layer, whatever gradient mode a forward pass opens itself."""
-
-    above_layer = False
-
-    def __torch_function__(
-        self, function: Callable, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if function is torch._C._set_grad_enabled and self.above_layer:
-            args = (True,)
-        leave = torch.is_inference_mode_enabled()
-        with torch.inference_mode(False) if leave else nullcontext():
-            if leave or self.above_layer:
-                torch._C._set_grad_enabled(self.above_layer)
-            return function(*args, **(kwargs or {}))
-
-
-def _without_compilation() -> AbstractContextManager:
-    """Run what torch.compile has compiled as it was before: its code does not call hooks."""
-    compiler = sys.modules.get("torch._dynamo")  # not imported: nothing has been compiled
-    return compiler.set_stance("force_eager") if compiler else nullcontext()
-
-
-def _find_layer(model: nn.Module, layer: Any) -> nn.Module:
-    """The module of the model that is meant: itself, its name, or a list of one of these."""
-    if isinstance(layer, list | tuple) and len(layer) == 1:
-        layer = layer[0]
-    if isinstance(layer, nn.Module) and any(layer is part for part in list(model.modules())[1:]):
-        return layer
-    known = ", ".join(name for name, _ in model.named_modules() if name and name.count(".") < 2)
-    if not isinstance(layer, str):
-        raise ValueError(f"give one layer of this model: its name or the module; there are {known}")
-    for name in filter(None, (layer, plain_name(layer))):
-        with suppress(AttributeError):
-            return model.get_submodule(name)
-    raise ValueError(f"no layer {layer!r} in this model: choose one of {known}")
-
-
-def _gradient(score: Tensor, kept: Tensor) -> Tensor:
-    """The gradient of a score for the output of the layer that was kept."""
-    try:
-        return torch.autograd.grad(score, kept, retain_graph=True)[0]
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            "no gradient leads from the logits to the layer: switch off what detaches or "
-            f"checkpoints it in the model, or choose another layer ({reason})"
-        ) from error
-
-
-def _may_have_channels_last(output: Tensor, images: Tensor, model: nn.Module) -> bool:
-    """Whether axes 1 and 2 of the output have the images' proportions, and 2 and 3 do not."""
-    height, width = images.shape[2:]
-    fits = [  # but for rounding
-        abs(rows * width - columns * height) < max(height, width)
-        for rows, columns in (output.shape[1:3], output.shape[2:])
-    ]
-    # If as many channels as rows leave it open: who puts channels last norms them with LayerNorm.
-    has_norms = any(isinstance(part, nn.LayerNorm) for part in model.modules())
-    return fits[0] and (has_norms or not fits[1])
 
 
 def _check_images(images: Tensor, scale_checked: bool) -> None:
