@@ -23,30 +23,21 @@ def fresh(monkeypatch):
     """As in a new process in which the environment names no device."""
     monkeypatch.delenv("WALKTHROUGH_DEVICE", raising=False)
     yield
-    device_module._first_that_works.cache_clear()
+    device_module._accelerator.cache_clear()
     device_module._failure.cache_clear()
 
 
-def play(monkeypatch, *kinds):
-    """Have PyTorch find these GPUs, and no others."""
-    for name, module in {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.backends.mps}.items():
-        monkeypatch.setattr(module, "is_available", lambda is_there=name in kinds: is_there)
+def play(monkeypatch, kind):
+    """Have PyTorch find this GPU."""
+    found = kind and torch.device(kind)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: found)
 
 
-@pytest.mark.parametrize(
-    ("kinds", "expected"),
-    [
-        ([], "cpu"),
-        (["cuda"], "cuda"),
-        (["xpu"], "xpu"),
-        (["mps"], "mps"),
-        (["xpu", "cuda"], "cuda"),
-    ],
-)
-def test_default_device_is_the_gpu_where_there_is_one_that_works(monkeypatch, kinds, expected):
-    play(monkeypatch, *kinds)
-    with played_gpu(expected if kinds else "cuda"), torch.inference_mode():
-        assert default_device() == torch.device(expected)
+@pytest.mark.parametrize("kind", [None, "cuda", "xpu", "mps"])
+def test_default_device_is_the_gpu_where_there_is_one_that_works(monkeypatch, kind):
+    play(monkeypatch, kind)
+    with played_gpu(kind or "cuda"), torch.inference_mode():
+        assert default_device() == torch.device(kind or "cpu")
 
 
 NO_KERNEL = "CUDA error: no kernel image is available for execution on the device"
@@ -80,16 +71,6 @@ def test_gpu_that_does_not_compute_is_left_alone_with_one_line(monkeypatch, caps
     monkeypatch.setenv("WALKTHROUGH_DEVICE", "cuda")
     with pytest.raises(ValueError, match=f"WALKTHROUGH_DEVICE is 'cuda'.*{reason}.*choose cpu"):
         default_device()
-
-
-def test_next_gpu_is_taken_where_the_first_does_not_compute(monkeypatch):
-    play(monkeypatch, "cuda", "mps")
-    with played_gpu("mps"):
-        real = device_module._gradient
-        monkeypatch.setattr(
-            device_module, "_gradient", lambda device: real(device) * (device.type != "cuda")
-        )
-        assert default_device() == torch.device("mps")
 
 
 def test_environment_chooses_the_device(monkeypatch):

@@ -144,7 +144,7 @@ def test_one_process_shows_a_bar_with_loss_and_accuracy_so_far(monkeypatch, rank
             self.shown.append(text)
 
     monkeypatch.setattr("helpers.support.session.tqdm", Bar)
-    monkeypatch.setattr("helpers.support.session.rank_and_world_size", lambda: (rank, 1))
+    monkeypatch.setattr("helpers.support.distributed.rank_and_world_size", lambda: (rank, 1))
     labels = torch.arange(12) % 3
     logits = torch.eye(3)[labels][:, [0, 1, 2]]
     state = TrainingState(small_net(), SMALL, 12, CPU)

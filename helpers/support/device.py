@@ -25,7 +25,7 @@ def default_device() -> torch.device:
     """
     wanted = os.environ.get("WALKTHROUGH_DEVICE")
     if not wanted:
-        return torch.device(_first_that_works())
+        return torch.device(_accelerator())
     if _failure(wanted):
         raise ValueError(
             f"WALKTHROUGH_DEVICE is {wanted!r}, which does not compute here "
@@ -35,17 +35,13 @@ def default_device() -> torch.device:
 
 
 @functools.cache
-def _first_that_works() -> str:
-    """The first device to be found; it is said once why another is left alone."""
-    is_there = {
-        "cuda": torch.cuda.is_available(),
-        "xpu": torch.xpu.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    for name in [name for name in is_there if is_there[name]]:
-        if not _failure(name):
-            return name
-        print(f"{name} is left alone, because it does not compute here: {_failure(name)}")
+def _accelerator() -> str:
+    """The GPU that PyTorch finds, or the CPU; it is said once why a GPU is left alone."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    name = found.type if found else "cpu"
+    if not _failure(name):
+        return name
+    print(f"{name} is left alone, because it does not compute here: {_failure(name)}")
     return "cpu"
 
 

@@ -79,28 +79,26 @@ def share_batches(dataset: Dataset, batch_size: int) -> tuple[int, DistributedSa
     return batch_size // world_size, sampler
 
 
-def sum_over_processes(values: torch.Tensor, world_size: int) -> torch.Tensor:
-    """Add up a tensor over all processes, in place; alone it is left as it is."""
+def reduce(values: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
+    """Combine a tensor over all processes, in place; alone it is left as it is.
+
+    Args:
+        values: of one shape in all processes.
+        operation: `dist.ReduceOp.SUM`, or another.
+    """
+    _, world_size = rank_and_world_size()
     if world_size > 1:
-        dist.all_reduce(values)
+        dist.all_reduce(values, operation)
     return values
 
 
-def highest_of_processes(number: int, world_size: int) -> int:
-    """The highest of all processes' numbers."""
-    value = torch.tensor(number)
-    if world_size > 1:
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-    return int(value)
-
-
-def require_same(facts: object, world_size: int) -> None:
+def require_same(facts: object) -> None:
     """Compare what each process was given.
 
     Raises:
         ValueError: in every process, where they differ.
     """
-    found: list[object] = [None] * world_size
+    found: list[object] = [None] * dist.get_world_size()
     dist.all_gather_object(found, facts)
     if any(other != facts for other in found):
         raise ValueError(

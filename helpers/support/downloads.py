@@ -23,13 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from helpers.support.files import (
-    as_path,
-    one_line,
-    remove_stale_temporaries,
-    standing_places,
-    temporary_sibling,
-)
+from helpers.support import files
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SIZE = 170_498_071  # bytes of the archive; a download that goes on for longer is stopped
@@ -89,8 +83,8 @@ def download_cifar10(root: Path) -> None:
     target = root / UNPACKED
     try:
         root.mkdir(parents=True, exist_ok=True)
-        remove_stale_temporaries(root)
-        with temporary_sibling(root, ".download-") as folder:
+        files.remove_stale_temporaries(root)
+        with files.temporary_sibling(root, ".download-") as folder:
             archive = folder / ARCHIVE
             _fetch(_source(root), archive)
             _verify(archive)
@@ -98,9 +92,9 @@ def download_cifar10(root: Path) -> None:
             (folder / UNPACKED).rename(target)
     except (OSError, ValueError, HTTPException) as error:
         if not target.is_dir():  # else another process was faster
-            reason = one_line(_without_secrets(str(error) or repr(error)), "ascii")
+            reason = files.one_line(_without_secrets(str(error) or repr(error)), "ascii")
             # Without `from error`: a traceback would show what the message leaves out.
-            address = one_line(_shown(_url()), "ascii")
+            address = files.one_line(_shown(_url()), "ascii")
             raise RuntimeError(
                 f"CIFAR-10 could not be downloaded from {address} ({reason}); {REMEDIES}"
             ) from None
@@ -109,8 +103,8 @@ def download_cifar10(root: Path) -> None:
 def _url() -> str:
     """The address in CIFAR10_URL, which may be a path, or else the archive's own."""
     url = os.environ.get("CIFAR10_URL") or URL
-    files = [place / as_path(url) for place in standing_places()]
-    return next((file.as_uri() for file in files if os.path.isfile(file)), url)
+    copies = [place / files.as_path(url) for place in files.standing_places()]
+    return next((copy.as_uri() for copy in copies if os.path.isfile(copy)), url)
 
 
 def _source(root: Path) -> str:

@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import ReduceOp
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from helpers.support import distributed
 from helpers.support.checkpoint import load_checkpoint, save_checkpoint
 from helpers.support.device import compile_or_explain
-from helpers.support.distributed import (
-    highest_of_processes,
-    rank_and_world_size,
-    require_same,
-    sum_over_processes,
-    wrap_in_ddp,
-)
 from helpers.support.files import exclusive_lock
 from helpers.support.image_files import SIZE
 from helpers.support.signals import catch_stop_signals
@@ -71,7 +66,7 @@ class Session:
         compile: bool = False,
     ):
         self.state = state
-        rank, self.world_size = rank_and_world_size()
+        rank, self.world_size = distributed.rank_and_world_size()
         self.is_main = rank == 0
         # The layers, and which weights learn: a dilated or a frozen network has the same weights.
         weights = list(state.model.parameters())
@@ -107,8 +102,8 @@ class Session:
                 load_checkpoint(self.checkpoint, self.identity, self)
             if self.world_size > 1:
                 progress = (len(self.history), self.step)
-                require_same((self.identity, progress), self.world_size)
-                self.network = wrap_in_ddp(self.state.model, self.example)
+                distributed.require_same((self.identity, progress))
+                self.network = distributed.wrap_in_ddp(self.state.model, self.example)
             if self.compile:
                 self.network = compile_or_explain(self.network, self.example)
             self._exit_stack = stack.pop_all()
@@ -151,7 +146,7 @@ class Session:
         hits = (logits.argmax(1) == labels).sum()
         dtype = self.totals.dtype
         sums = torch.stack([loss.detach().to(dtype) * len(labels), hits.to(dtype)])
-        self.totals += sum_over_processes(sums, self.world_size)
+        self.totals += distributed.reduce(sums, ReduceOp.SUM)
         self.step += 1
         self.seen += len(labels) * self.world_size  # every process sees equally many images
         if self.step % STEPS_PER_REPORT == 0:
@@ -234,7 +229,7 @@ class Session:
 
         Ctrl-C interrupts; another signal ends the process with a shell's status for it.
         """
-        number = highest_of_processes(self._stop.number, self.world_size)
+        number = int(distributed.reduce(torch.tensor(self._stop.number), ReduceOp.MAX))
         if not number:
             return
         if self.step:  # else the epoch is saved
