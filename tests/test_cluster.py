@@ -56,8 +56,8 @@ def test_runs_on_a_cluster_give_the_table_of_runs_here(tmp_path, monkeypatch, ca
         with tiny.one_thread():
             ablation.main([*OPTIONS, *how, "--output", name])
         tables.append(pd.read_csv(name).sort_values(["seed", "variant"], ignore_index=True))
-        # Rows as they came, then the summary with its two heads.
-        assert len(capsys.readouterr().out.splitlines()) == 4 + 4
+        # Rows as they came, then the summary with its three heads.
+        assert len(capsys.readouterr().out.splitlines()) == 4 + 5
     pd.testing.assert_frame_equal(*tables)
     assert list(tables[1]["seed"]) == [0, 0, 1, 1]
     paths = [tmp_path / f"{name}-narrow-1.pt" for name in ("here", "there")]

@@ -12,12 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import torch
 
 from helpers.model import WEIGHTS, load_pretrained, resnet18, save_weights
-from helpers.studies import mistakes, runs
-from helpers.studies.mistakes_summary import Arm
+from helpers.studies import runs
 from helpers.support import files, image_folder
 from helpers.support.checkpoint import load_checkpoint, save_checkpoint
 from helpers.support.weights import load_checked, write_weights
@@ -80,14 +78,7 @@ def table(folder):
     return folder / "t.csv", lambda path: pd.DataFrame(runs.read_rows(path)).to_csv()
 
 
-def outputs(folder):
-    study = tiny.make_study(folder / "m.csv", images=1)
-    mistakes.write_outputs(study, Arm.BOTH, 0, {"maps": np.arange(4.0)})
-    path = study.artifact_path(Arm.BOTH, 0, ".npz")
-    return path, lambda _: mistakes.load_outputs(study, Arm.BOTH, 0)
-
-
-KINDS = [weights, weights_without_a_digest, checkpoint, cache, table, outputs]
+KINDS = [weights, weights_without_a_digest, checkpoint, cache, table]
 
 
 def as_plain(found):
@@ -119,7 +110,7 @@ def test_file_with_a_flipped_bit_is_refused_or_read_as_it_was_written(tmp_path, 
         try:
             found.append(as_plain(read(path)))
         except Exception as error:
-            assert type(error) is ValueError or kind not in (checkpoint, table, outputs)
+            assert type(error) is ValueError or kind not in (checkpoint, table)
             found.append(None)
         if kind is table and path.read_bytes()[-1:] != b"\n":  # the last row is run again
             assert found.pop().splitlines() == expected.splitlines()[:-1]
@@ -128,12 +119,11 @@ def test_file_with_a_flipped_bit_is_refused_or_read_as_it_was_written(tmp_path, 
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("kind", [table, outputs], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("damage", [lambda b: b[5:], lambda b: bytes(len(b)), lambda b: b"\xff\n"])
-def test_damaged_file_of_a_study_is_named_in_one_line(tmp_path, kind, damage):
-    path, read = kind(tmp_path)
+def test_damaged_table_is_named_in_one_line(tmp_path, damage):
+    path, read = table(tmp_path)
     path.write_bytes(damage(path.read_bytes()))
-    if kind is table and b"\n" not in path.read_bytes():
+    if b"\n" not in path.read_bytes():
         path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(ValueError) as caught:
         read(path)

@@ -1,11 +1,9 @@
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -16,14 +14,16 @@ from helpers import training
 from helpers.data import channel_statistics
 from helpers.evaluation import predict
 from helpers.model import load_pretrained, resnet18
-from helpers.studies import ablation, mistakes, runs
-from helpers.studies.mistakes_summary import Arm
+from helpers.studies import ablation, runs
+from helpers.studies.ablation import VARIANTS
 from helpers.support.files import exclusive_lock
 
 
 def test_run_that_was_killed_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
     study = tiny.make_study(tmp_path / "a.csv", recipe=replace(tiny.RECIPE, epochs=3))
-    whole = runs.train_once(study, "without flip", 0, {"flip": False})
+    calls = {(0, "without flip"): (runs.train_once, "without flip", 0, {"flip": False})}
+    whole = study.run_missing(calls)
+    study.path.unlink()
     epochs = []
 
     def killed(*args, checkpoint, log):
@@ -36,8 +36,8 @@ def test_run_that_was_killed_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
-        runs.train_once(study, "without flip", 0, {"flip": False})
-    assert runs.train_once(study, "without flip", 0, {"flip": False}) == whole
+        study.run_missing(calls)
+    pd.testing.assert_frame_equal(study.run_missing(calls), whole)
     assert epochs == [1, 2, 3] and list((tmp_path / "a").iterdir()) == []
 
 
@@ -75,11 +75,12 @@ def test_row_cut_in_its_middle_is_run_again(tmp_path, monkeypatch, cut, lost):
 
     monkeypatch.setattr(runs, "fit", fit)
     study = tiny.make_study(tmp_path / "ablation.csv")
-    ablation.ablation(study)
+    calls = {(0, name): (runs.train_once, name, 0, {}) for name in VARIANTS}
+    study.run_missing(calls)
     study.path.write_bytes(study.path.read_bytes()[: -cut or None])
-    ablation.ablation(study)
+    study.run_missing(calls)
     table, kept = pd.read_csv(study.path), 7 - lost
-    assert list(table["variant"]) == list(ablation.VARIANTS)
+    assert list(table["variant"]) == list(VARIANTS)
     assert not table.isna().any(axis=None)
     expected = [0.5 + number / 100 for number in (*range(1, kept + 1), *range(8, 8 + lost))]
     assert table["train_accuracy"].tolist() == pytest.approx(expected)
@@ -92,7 +93,7 @@ def test_row_cut_in_its_middle_is_run_again(tmp_path, monkeypatch, cut, lost):
         ("--seeds 0", "--seeds and --jobs must be at least 1"),
         ("--jobs 0", "--seeds and --jobs must be at least 1"),
         ("--validation-size 0", "no images"),
-        ("--variants hole~12", "compared with 'the recipe': name it in --variants, too"),
+        ("--variants hole~13", "invalid choice: 'hole 13'"),
     ],
 )
 def test_options_that_will_not_do_are_refused_before_anything_is_trained(
@@ -107,11 +108,13 @@ def test_options_that_will_not_do_are_refused_before_anything_is_trained(
     assert message in capsys.readouterr().err
 
 
-def test_variants_may_be_added_to_a_table_that_has_the_recipe(tmp_path, monkeypatch):
+def test_variants_may_be_added_to_a_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "load_dataset", tiny.load_few_test_images)
     monkeypatch.setattr(runs, "fit", lambda *_, **__: pd.DataFrame({"train_accuracy": [0.5]}))
-    study = tiny.make_study(tmp_path / "ablation.csv")
-    ablation.ablation(study, ["the recipe"])
-    assert len(ablation.ablation(study, ["hole 12"])) == 2
+    options = "--data shapes10 --train-size 60 --validation-size 20 --seeds 1 --output".split()
+    for name in ("the recipe", "hole 12"):
+        ablation.main([*options, str(tmp_path / "t.csv"), "--variants", name])
+    assert pd.read_csv(tmp_path / "t.csv")["variant"].tolist() == ["the recipe", "hole 12"]
 
 
 OTHER_STUDIES = {
@@ -122,25 +125,11 @@ OTHER_STUDIES = {
 
 
 @pytest.mark.parametrize("other", OTHER_STUDIES.values(), ids=OTHER_STUDIES)
-def test_rows_and_outputs_of_a_study_that_differs_in_anything_are_refused(tmp_path, other):
+def test_rows_of_a_study_that_differs_in_anything_are_refused(tmp_path, other):
     study = tiny.make_study(tmp_path / "m.csv")
     study.run_missing({(0, "quick"): (lambda study: {"score": 1.5},)})
-    mistakes.write_outputs(study, Arm.RECIPE, 0, {"test": np.zeros(3)})
-    assert mistakes.load_outputs(study, Arm.RECIPE, 0)["test"].tolist() == [0, 0, 0]
     with pytest.raises(ValueError, match="m.csv holds runs with other (data|recipe): delete"):
         other(study).run_missing({})
-    with pytest.raises(ValueError, match=r"the-recipe-0\.npz does not hold .*of another run"):
-        mistakes.load_outputs(other(study), Arm.RECIPE, 0)
-
-
-def test_outputs_under_the_name_of_another_run_are_refused(tmp_path):
-    study = tiny.make_study(tmp_path / "m.csv")
-    mistakes.write_outputs(study, Arm.RECIPE, 0, {"test": np.zeros(3)})
-    path = study.artifact_path(Arm.RECIPE, 0, ".npz")
-    for arm, seed in ((Arm.BOTH, 0), (Arm.RECIPE, 1)):
-        shutil.copy(path, study.artifact_path(arm, seed, ".npz"))
-        with pytest.raises(ValueError, match="of another run.* take its row out of m.csv"):
-            mistakes.load_outputs(study, arm, seed)
 
 
 @pytest.mark.process
@@ -150,7 +139,8 @@ def test_runs_side_by_side_give_the_rows_of_runs_one_by_one(tmp_path):
     with tiny.one_thread():
         for jobs in (1, 2):
             study = tiny.make_study(tmp_path / f"{jobs}-ablation.csv", jobs=jobs)
-            table = ablation.ablation(study, names)
+            calls = {(0, name): (runs.train_once, name, 0, VARIANTS[name]) for name in names}
+            table = study.run_missing(calls)
             tables.append(table.sort_values("variant", ignore_index=True))
     pd.testing.assert_frame_equal(*tables)
     assert sorted(tables[0]["variant"]) == sorted(names)

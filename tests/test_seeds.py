@@ -1,4 +1,4 @@
-"""The two studies whose commands share `runs`: of seeds, and of a small training set."""
+"""Two studies of variants: of seeds, and of a small training set."""
 
 import pandas as pd
 import pytest
@@ -33,7 +33,7 @@ def test_small_set_command_holds_half_of_its_images_out_and_compares_with_the_fi
 ):
     seen = []
 
-    def train_once(study, variant, seed, changes, keep):
+    def train_once(study, variant, seed, changes):
         seen.append((len(study.train), len(study.validation), changes))
         return {"validation_accuracy": 0.5}
 

@@ -5,11 +5,9 @@ validation images, and asks how much the heatmaps have changed. At the end, once
 scores the test images. `--help` lists the options.
 
 The 25 runs on CIFAR-10 are kept in `records/cifar10-mistakes.csv` (validation images), `-test.csv`
-(test images) and `-maps.csv` (how far the maps moved); each run's answers and maps are left out for
-their size.
+(test images) and `-maps.csv` (how far the maps moved); their networks are left out for their size.
 """
 
-import io
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -22,24 +20,21 @@ from torch import nn
 from helpers import evaluation
 from helpers.data import Dataset
 from helpers.evaluation import Predictions
-from helpers.gradcam import GradCAM
-from helpers.model import load_pretrained
+from helpers.model import PreActResNet, load_pretrained
 from helpers.studies import ablation, mistakes_summary, runs
 from helpers.studies.cluster import on_cluster
 from helpers.studies.mistakes_summary import TAKEN_FOR_WEAK, TRAINED, WEAK, Arm, Outcomes
+from helpers.studies.trust import maps_of
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device
-from helpers.support.files import one_line, read_sealed, write_atomically
+from helpers.support.files import one_line
 from helpers.training import augment
 
-# What some hours of two cores allow; 20 epochs reach two points more.
-WIDTH, EPOCHS, IMAGE_SIZES = 24, 12, (24,) * 9 + (32,)
-SEEDS = 5  # runs of each arm
 WEIGHING_SEEDS = 2  # runs of the recipe whose errors make the class weights
 RECIPE = replace(
     ablation.RECIPE,
-    epochs=EPOCHS,
-    image_sizes=IMAGE_SIZES,
+    epochs=12,  # what some hours of two cores allow; 20 reach two points more
+    image_sizes=(24,) * 9 + (32,),
     stronger_classes=WEAK,  # in the arms that augment the weak classes more
 )
 
@@ -49,8 +44,8 @@ def train(study: runs.Study) -> pd.DataFrame:
 
     The recipe's first runs come first: their errors make the class weights of all others, and of
     the logit shift, which is fitted on the images that it is scored on here (on test images it is
-    not). A run leaves its network and what `load_outputs` reads in the folder of the table's name;
-    the table of `changed_maps` is written beside it, `-maps` in its name.
+    not). A run leaves its network in the folder of the table's name; the table of `changed_maps` is
+    written beside it, `-maps` in its name.
 
     Args:
         study: `recipe.stronger_classes` names the weak classes.
@@ -87,7 +82,7 @@ def _train_arms(study: runs.Study, seeds: range, changes: dict[Arm, dict[str, An
 
 
 def train_arm(study: runs.Study, arm: Arm, seed: int, changes: dict) -> dict[str, float]:
-    """Train and score one network; keep it, and its outputs.
+    """Train and score one network, and keep it.
 
     Args:
         study: what it has in common with the other runs.
@@ -98,62 +93,24 @@ def train_arm(study: runs.Study, arm: Arm, seed: int, changes: dict) -> dict[str
     Returns:
         The columns of `runs.train_once`, TAKEN_FOR_WEAK and the columns of `score`.
     """
-    path = study.artifact_path(arm, seed, ".pt")
-    row = runs.train_once(study, arm, seed, changes, keep=path)
-    model = load_pretrained(str(path), study.train.classes).to(default_device())
-    _save_outputs(study, arm, seed, model)
-    row[TAKEN_FOR_WEAK] = round(taken_for_weak(study, model), 4)
+    row = runs.train_once(study, arm, seed, changes, study.artifact_path(arm, seed, ".pt"))
+    row[TAKEN_FOR_WEAK] = taken_for_weak(study, load_network(study, arm, seed))
     return row | score(study, arm, seed, "validation")
 
 
-def _save_outputs(study: runs.Study, arm: Arm, seed: int, model: nn.Module) -> None:
-    labels = torch.from_numpy(study.validation.labels)
-    batches = zip(study.validation.tensor().split(100), labels.split(100))
-    cam = GradCAM(model)
-    maps = torch.cat([cam.evidence(images, classes) for images, classes in batches])
-    outputs: dict[str, np.ndarray] = {
-        "validation": evaluation.predict(model, study.validation).logits,
-        "test": evaluation.predict(model, study.test).logits,
-        "maps": maps.cpu().numpy(),
-    }
-    write_outputs(study, arm, seed, outputs)
-
-
-def write_outputs(study: runs.Study, arm: Arm, seed: int, outputs: dict[str, np.ndarray]) -> None:
-    """Write what `load_outputs` reads, in half precision, with the digest of what it depends on."""
-    small: dict[str, Any] = {name: array.astype(np.float16) for name, array in outputs.items()}
-    small["origin"] = _origin(study, arm, seed)
-    path = study.artifact_path(arm, seed, ".npz")
-    write_atomically(path, lambda file: np.savez_compressed(file, **small), seal=True)
-
-
-def _origin(study: runs.Study, arm: Arm, seed: int) -> str:
-    return runs.short_digest(str(arm), seed, study.settings)
-
-
-def load_outputs(study: runs.Study, arm: Arm, seed: int) -> dict[str, np.ndarray]:
-    """What a run's network says of the images, so that the network is not needed again.
-
-    Returns:
-        "validation" and "test": logits (N, num_classes), float16 as the other. "maps": raw maps of
-        the validation images' actual classes at `layer4`, (N, h, w). The logit shift's are the
-        recipe's, unshifted.
+def load_network(study: runs.Study, arm: Arm, seed: int) -> PreActResNet:
+    """The network that a run left; the logit shift's is the recipe's.
 
     Raises:
-        ValueError: the file is damaged, or of another run, recipe or data set.
+        ValueError: it is gone, or damaged.
     """
     trained = Arm.RECIPE if arm == Arm.LOGIT_SHIFT else arm
-    path = study.artifact_path(trained, seed, ".npz")
+    path = study.artifact_path(trained, seed, ".pt")
     try:
-        content, has_digest = read_sealed(path)
-        with np.load(io.BytesIO(content)) as file:
-            outputs = dict(file)
-        if not has_digest or str(outputs.pop("origin")) != _origin(study, trained, seed):
-            raise ValueError("of another run")
-        return outputs
-    except Exception as error:  # which one depends on where the file is damaged
+        return load_pretrained(path, study.train.classes).to(default_device())
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path} does not hold this run's outputs ({one_line(error)}): take its row out of "
+            f"{path} does not hold this run's network ({one_line(error)}): take its row out of "
             f"{study.path.name}, and run this again"
         ) from error
 
@@ -165,42 +122,41 @@ def calibrated_predictions(study: runs.Study, arm: Arm, seed: int, part: str) ->
     but accuracy less confidence.
 
     Args:
-        study: whose outputs are read.
+        study: whose networks are asked.
         arm: the logit shift's predictions are the recipe's, shifted.
         seed: of the run.
         part: "validation" or "test".
     """
-    outputs = load_outputs(study, arm, seed)
-    held_out = _predictions(outputs["validation"], study.validation)
+    network = load_network(study, arm, seed)
+    held_out = _predict(network, study.validation)
     temperature = evaluation.fit_temperature(held_out)
     shift: np.ndarray | float = 0.0
     if arm == Arm.LOGIT_SHIFT:
         calibrated = replace(held_out, logits=held_out.logits / temperature)
         shift = evaluation.fit_logit_shift(calibrated, class_weights(study))
-    uncalibrated = _predictions(outputs[part], getattr(study, part))
-    return replace(uncalibrated, logits=uncalibrated.logits / temperature + shift)
+    asked = held_out if part == "validation" else _predict(network, study.test)
+    return replace(asked, logits=asked.logits / temperature + shift)
 
 
-def _predictions(logits: np.ndarray, dataset: Dataset) -> Predictions:
-    return Predictions(logits.astype(np.float32), dataset.labels, dataset.classes)
+def _predict(network: PreActResNet, dataset: Dataset) -> Predictions:
+    """Predictions in half precision: so the records were made."""
+    predictions = evaluation.predict(network, dataset)
+    return replace(predictions, logits=predictions.logits.astype(np.float16).astype(np.float32))
 
 
 def class_weights(study: runs.Study) -> tuple[float, ...]:
     """Class weights by the errors of the recipe's first runs, from their rows of the table."""
-    rows = [
-        row
-        for row in runs.read_rows(study.path)
-        if row["variant"] == Arm.RECIPE and row["seed"] < WEIGHING_SEEDS
-    ]
-    recalls = pd.DataFrame(rows)[[f"recall {name}" for name in study.train.classes]]
+    table = pd.DataFrame(runs.read_rows(study.path))
+    table = table[(table["variant"] == Arm.RECIPE) & (table["seed"] < WEIGHING_SEEDS)]
+    recalls = table[[f"recall {name}" for name in study.train.classes]]
     return evaluation.weights_from_recall(recalls.mean())
 
 
 def score(study: runs.Study, arm: Arm, seed: int, part: str) -> dict[str, float]:
-    """Score a run on "validation" or "test" images, from the outputs that it left.
+    """Score a run on "validation" or "test" images, by the network that it left.
 
     Returns:
-        accuracy, calibration error, and recall and precision of each class, to four digits.
+        accuracy, calibration error, and recall and precision of each class.
     """
     predictions = calibrated_predictions(study, arm, seed, part)
     error = evaluation.calibration_error(predictions)
@@ -208,7 +164,7 @@ def score(study: runs.Study, arm: Arm, seed: int, part: str) -> dict[str, float]
     for name, of_class in evaluation.per_class(predictions).iterrows():
         scores[f"recall {name}"] = of_class["recall"]
         scores[f"precision {name}"] = of_class["precision"]
-    return {name: round(float(value), 4) for name, value in scores.items()}
+    return scores
 
 
 def taken_for_weak(study: runs.Study, model: nn.Module) -> float:
@@ -230,16 +186,20 @@ def taken_for_weak(study: runs.Study, model: nn.Module) -> float:
 
 
 def outcomes(study: runs.Study) -> Outcomes:
-    """What all trained networks say of the validation images, from the outputs that they left."""
-    labels, seeds = study.validation.labels, range(study.seeds)
+    """What all trained networks say of the validation images."""
+    images, labels = study.validation.tensor(), study.validation.labels
     correct: dict[Arm, np.ndarray] = {}
     maps: dict[Arm, torch.Tensor] = {}
     log_probabilities = []
     for arm in TRAINED:
-        found = [calibrated_predictions(study, arm, seed, "validation") for seed in seeds]
+        found = [calibrated_predictions(study, arm, s, "validation") for s in range(study.seeds)]
         correct[arm] = np.stack([predictions.correct for predictions in found])
-        of_seeds = [load_outputs(study, arm, seed)["maps"] for seed in seeds]
-        maps[arm] = torch.from_numpy(np.stack(of_seeds)).float()
+        networks = [load_network(study, arm, seed) for seed in range(study.seeds)]
+        maps[arm] = (
+            torch.stack([maps_of(net, images, labels)["own map"] for net in networks])
+            .half()
+            .float()
+        )
         if arm == Arm.RECIPE:
             actual = np.arange(len(labels)), labels
             log_probabilities = [np.log(predictions.probabilities[actual]) for predictions in found]
@@ -267,9 +227,8 @@ def open_test_set(study: runs.Study) -> pd.DataFrame:
     print("Opening the test images: from here on there is nothing left to choose.")
     rows = []
     for seed, arm in wanted:
-        scores = score(study, arm, seed, "test")
-        rows.append({"variant": str(arm), "seed": seed, **scores})
-    table = pd.DataFrame(rows).assign(data=study.test.digest)
+        rows.append({"variant": str(arm), "seed": seed, **score(study, arm, seed, "test")})
+    table = pd.DataFrame(rows).round(4).assign(data=study.test.digest)
     _write(study, "-test", table)
     return table
 
@@ -283,7 +242,7 @@ def _write(study: runs.Study, suffix: str, table: pd.DataFrame) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Train what the table lacks, or open the test set; print the summary."""
     fields = ("epochs", "image_sizes", "stronger_classes")
-    parser = runs.study_parser("mistakes", RECIPE, fields, SEEDS, WIDTH)
+    parser = runs.study_parser("mistakes", RECIPE, fields, width=24, seeds=5)
     parser.add_argument(
         "--open-test-set",
         action="store_true",
@@ -293,12 +252,8 @@ def main(argv: list[str] | None = None) -> None:
     study = runs.study_from_args(args, "mistakes", RECIPE)
     with on_cluster(args.scheduler, study):
         table = open_test_set(study) if args.open_test_set else train(study)
-    by_arm = table.groupby("variant")[["accuracy", "calibration error"]]
-    print(by_arm.agg(["mean", "std"]).round(4).to_string())
+    runs.print_scores(table)
 
 
 if __name__ == "__main__":
-    # Under this name other processes can import the functions to call, as `__main__` they cannot.
-    from helpers.studies.mistakes import main as run
-
-    run()
+    main()

@@ -80,8 +80,6 @@ def changed_maps(outcomes: Outcomes) -> pd.DataFrame:
 
         - before, after (seeds), arm, group ("corrected" or "broken"), images (their number);
         - gain: share right with the arm less that with the recipe, of the seed after;
-        - same of the null, other of the null: mean rank correlation of the maps before and in the
-          null, of one image, or of two;
         - moved: how much more like the map before the arm's map is than the null's, below 0 where
           it is less like it;
         - matched: the same for the images like these, at most NEIGHBOURS for each;
@@ -155,8 +153,6 @@ def _map_scores(
     maps_of_arm = outcomes.maps[arm][after]
     null = rank_correlation(maps_before, maps_of_null)
     moved = rank_correlation(maps_before, maps_of_arm) - null
-    of_all_pairs = rank_correlation(maps_before[chosen], maps_of_null[chosen], every=True)
-    of_two_images = ~np.eye(len(chosen), dtype=bool)
     nearest = matched[:, 0]
     swapped = rank_correlation(maps_before[chosen], maps_of_arm[nearest]) - null[chosen]
     is_swapped = np.arange(len(chosen)) % 2 == 0
@@ -165,8 +161,6 @@ def _map_scores(
     return {
         "images": len(chosen),
         "gain": right_with_arm.mean() - right_with_recipe.mean(),
-        "same of the null": np.nanmean(null[chosen]),
-        "other of the null": np.nanmean(of_all_pairs[of_two_images]),
         "moved": np.nanmean(moved[chosen]),
         "matched": np.nanmean(moved[matched]),
         "planted": np.nanmean(np.where(is_swapped, swapped, moved[chosen])),
@@ -182,14 +176,14 @@ def summarise_maps(table: pd.DataFrame) -> pd.DataFrame:
         table: as `changed_maps` returns it.
 
     Returns:
-        The rows (arm, group). Columns: images, their mean number; gain, same of the null, other of
-        the null, moved, matched and excess, means over pairs of seeds, weighed by their images;
-        from and to, the 95 % interval of excess; p, of no excess; corrected, p by Holm's method
-        over all rows. excess is moved less matched, below 0 where the arm moves the evidence of
-        these images further than that of like ones.
+        The rows (arm, group). Columns: images, their mean number; gain, moved, matched and excess,
+        means over pairs of seeds, weighed by their images; from and to, the 95 % interval of
+        excess; p, of no excess; corrected, p by Holm's method over all rows. excess is moved less
+        matched, below 0 where the arm moves the evidence of these images further than that of like
+        ones.
     """
     table = table.assign(excess=table["moved"] - table["matched"])
-    scores = ["gain", "same of the null", "other of the null", "moved", "matched", "excess"]
+    scores = ["gain", "moved", "matched", "excess"]
     rows = {}
     for name, pairs in table.groupby(["arm", "group"]):
         means = _weighted_means(pairs, scores)

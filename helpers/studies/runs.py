@@ -1,4 +1,4 @@
-"""What the studies share: their runs, the table of results, and the options of their commands."""
+"""What the studies that train share: their runs, the table of results, and their commands."""
 
 import argparse
 import csv
@@ -9,22 +9,21 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
-from torch import nn
 from tqdm import tqdm
 
 from helpers.data import Dataset, channel_statistics, load_dataset, split
 from helpers.evaluation import predict
-from helpers.model import load_pretrained, resnet18, save_weights
-from helpers.studies.cluster import WORKER_COMMAND
+from helpers.model import PreActResNet, load_pretrained, resnet18, save_weights
+from helpers.studies.cluster import WORKER_COMMAND, on_cluster
 from helpers.support.command import add_arguments, config_from_args, make_parser
 from helpers.support.files import exclusive_lock, one_line, project_root, write_atomically
-from helpers.support.intervals import student_half_width
 from helpers.support.loader import require_images
 from helpers.support.weights import write_weights
 from helpers.training import TrainConfig, fit
@@ -81,10 +80,11 @@ class Study:
 
         Args:
             calls: {(seed, variant): (function, arguments after the study)}. The function returns
-                {column: value}; other processes must be able to import it.
+                {column: number}; other processes must be able to import it.
 
         Returns:
-            The table. Its rows are in the order in which the runs ended.
+            The table, numbers rounded to four digits. Its rows are in the order in which the runs
+            ended.
 
         Raises:
             ValueError: the table holds runs with other settings or images.
@@ -121,13 +121,28 @@ class Study:
 
 
 def _row(study: Study, seed: int, variant: str, function: Callable, *arguments: Any) -> dict:
-    _end_if_orphaned({})
+    _end_if_orphaned()
     try:
-        return {"variant": str(variant), "seed": seed, **function(study, *arguments)}
+        scores = function(study, *arguments)
     except SystemExit:  # by a signal: else this process would take the next run
         if multiprocessing.parent_process():
             os._exit(1)
         raise
+    checkpoint = study.artifact_path(variant, seed, ".checkpoint")
+    for leftover in checkpoint.parent.glob(f"{checkpoint.name}*"):
+        leftover.unlink()
+    rounded = {name: round(float(score), 4) for name, score in scores.items()}
+    return {"variant": str(variant), "seed": seed, **rounded}
+
+
+def _end_if_orphaned() -> None:
+    """End a process of `--jobs` whose study was killed, after an epoch, which is saved.
+
+    Nobody takes its result, and its lock on the checkpoint keeps the study from going on.
+    """
+    parent = multiprocessing.parent_process()
+    if parent and os.getppid() != parent.pid:
+        os._exit(1)
 
 
 def short_digest(*facts: object) -> str:
@@ -161,30 +176,6 @@ def read_rows(path: Path) -> list[dict]:
         ) from error
 
 
-def lacks(rows: list[dict], origin: dict[str, str], path: Path) -> bool:
-    """Whether a table has no rows of a network.
-
-    Args:
-        rows: of the table.
-        origin: as `origin_of` returns it.
-        path: of the table.
-
-    Raises:
-        ValueError: it has rows of other weights of this name, or on other images.
-    """
-    of_name = [row for row in rows if row["network"] == origin["network"]]
-    _require_settings(of_name, origin, path)
-    return not of_name
-
-
-def origin_of(name: str, model: nn.Module, dataset: Dataset) -> dict[str, str]:
-    """What a row depends on: the network's name, digests of its weights and of the images."""
-    weights = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        weights.update(tensor.cpu().numpy().tobytes())
-    return {"network": name, "weights": weights.hexdigest()[:16], "data": dataset.digest}
-
-
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV, in one step, each row with a check. Errors: as `write_atomically`."""
     rows = csv.DictReader(io.StringIO(table.to_csv(index=False)))
@@ -202,136 +193,131 @@ def _require_settings(rows: list[dict], settings: dict, path: Path) -> None:
         )
 
 
+def train(
+    study: Study, variant: str, seed: int, changes: dict, last: Path | None = None
+) -> tuple[PreActResNet, float]:
+    """Train one network; a run that was killed goes on from its last whole epoch.
+
+    Args:
+        study: what the run has in common with others.
+        variant: names its checkpoint.
+        seed: of weights, order and augmentation.
+        changes: {field: value}, to the recipe.
+        last: where the weights of the last step go. (The network gets their average.)
+
+    Returns:
+        The network, and its accuracy on the images of the last epoch as they were augmented.
+    """
+
+    def after_epoch(row: dict) -> None:
+        _end_if_orphaned()
+        if last and row["epoch"] == config.epochs:
+            write_weights(last, model.state_dict(), study.train.classes, ("mean", "std"))
+
+    torch.manual_seed(seed)
+    mean, std = channel_statistics(study.train.images)
+    model = resnet18(len(study.train.classes), study.width, mean, std)
+    config = replace(study.recipe, seed=seed, **changes)
+    checkpoint = study.artifact_path(variant, seed, ".checkpoint")
+    history = fit(model, study.train, None, config, checkpoint=checkpoint, log=after_epoch)
+    return model, history["train_accuracy"].iloc[-1]
+
+
 def train_once(
     study: Study, variant: str, seed: int, changes: dict, keep: Path | None = None
 ) -> dict[str, float]:
     """Train one network and score it on the validation images.
 
-    A run that was killed goes on from its last whole epoch.
-
     Args:
-        study: what it has in common with the other runs.
+        study: as the next three, as `train` takes it.
         variant: names its checkpoint.
-        seed: of weights, order and augmentation.
-        changes: {field: value}, to the recipe.
+        seed: of the run.
+        changes: to the recipe.
         keep: where its weights go; None: nowhere.
 
     Raises:
         ValueError: there are no validation images.
-
-    Returns:
-        train_accuracy of the last epoch, validation_loss and validation_accuracy, to four digits.
     """
     require_images(len(study.validation))  # before hours of training
-    torch.manual_seed(seed)
-    mean, std = channel_statistics(study.train.images)
-    model = resnet18(len(study.train.classes), study.width, mean, std)
-    config = replace(study.recipe, seed=seed, **changes)
-    checkpoint = study.artifact_path(variant, seed, ".checkpoint")
-    history = fit(model, study.train, None, config, checkpoint=checkpoint, log=_end_if_orphaned)
+    model, accuracy = train(study, variant, seed, changes)
     predictions = predict(model, study.validation)
     if keep:
         save_weights(model, keep, study.train.classes)
-    _remove_checkpoints(checkpoint)
-    scores = {
-        "train_accuracy": history["train_accuracy"].iloc[-1],
+    return {
+        "train_accuracy": accuracy,
         "validation_loss": predictions.loss,
         "validation_accuracy": predictions.accuracy,
     }
-    return {name: round(float(score), 4) for name, score in scores.items()}
 
 
 def train_and_test(study: Study, variant: str, seed: int, changes: dict) -> dict[str, float]:
     """Train on all training images, keep last and averaged weights, and score both on test images.
 
-    A run that was killed goes on from its last whole epoch.
-
     Args:
-        study: says how long, and on which images.
-        variant: names the file of its network.
-        seed: of weights, order and augmentation.
-        changes: {field: value}, to the recipe.
+        study: as the others, as `train` takes it.
+        variant: names the files of its networks.
+        seed: of the run.
+        changes: to the recipe.
 
     Returns:
-        train_accuracy of the last epoch (of the images as they were augmented), and the shares of
-        test images that are predicted correctly, to four digits: test_accuracy and, with the logits
-        of an image and its mirror image averaged, flip_accuracy; the same for the averaged weights,
-        averaged_accuracy and averaged_flip_accuracy.
+        The accuracies of both networks; "flip": with the logits of an image and its mirror image
+        averaged.
     """
-    torch.manual_seed(seed)
-    mean, std = channel_statistics(study.train.images)
-    model = resnet18(len(study.train.classes), study.width, mean, std)
-    config = replace(study.recipe, seed=seed, **changes)
     path = study.artifact_path(variant, seed, ".pt")
-
-    def keep_last(row: dict) -> None:
-        """The weights of the last step: after it `fit` puts their average into the model."""
-        _end_if_orphaned(row)
-        if row["epoch"] == config.epochs:
-            write_weights(path, model.state_dict(), study.train.classes, ("mean", "std"))
-
-    checkpoint = study.artifact_path(variant, seed, ".checkpoint")
-    history = fit(model, study.train, None, config, checkpoint=checkpoint, log=keep_last)
-    save_weights(model, path.with_suffix(".averaged.pt"), study.train.classes)
-    last = load_pretrained(path).to(next(model.parameters()).device)
-    scores = {"train_accuracy": history["train_accuracy"].iloc[-1]}
-    for name, network in {"": last, "averaged_": model}.items():
-        for view, flip in {"test_": False, "flip_": True}.items():
-            key = f"{name}{view}accuracy".replace("averaged_test_", "averaged_")
-            scores[key] = predict(network, study.test, batch_size=500, flip=flip).accuracy
-    _remove_checkpoints(checkpoint)
-    return {name: round(float(value), 4) for name, value in scores.items()}
+    averaged, accuracy = train(study, variant, seed, changes, last=path)
+    save_weights(averaged, path.with_suffix(".averaged.pt"), study.train.classes)
+    last = load_pretrained(path).to(averaged.mean.device)
+    scores = {"train_accuracy": accuracy}
+    for name, model, flip in (
+        ("test_accuracy", last, False),
+        ("flip_accuracy", last, True),
+        ("averaged_accuracy", averaged, False),
+        ("averaged_flip_accuracy", averaged, True),
+    ):
+        scores[name] = predict(model, study.test, batch_size=500, flip=flip).accuracy
+    return scores
 
 
-def _remove_checkpoints(path: Path) -> None:
-    for leftover in path.parent.glob(f"{path.name}*"):
-        leftover.unlink()
-
-
-def _end_if_orphaned(_: dict) -> None:
-    """End a process of `--jobs` whose study was killed, after an epoch, which is saved.
-
-    Nobody takes its result, and its lock on the checkpoint keeps the study from going on.
-    """
-    parent = multiprocessing.parent_process()
-    if parent and os.getppid() != parent.pid:
-        os._exit(1)
-
-
-def paired(table: pd.DataFrame, measure: str, variants: Iterable[str]) -> pd.DataFrame:
-    """Compare each variant with the first one, seed by seed.
+def train_variants(
+    argv: list[str] | None,
+    name: str,
+    recipe: TrainConfig,
+    changes: dict[str, dict[str, Any]],
+    function: Callable[[Study, str, int, dict], dict[str, float]],
+    **defaults: Any,
+) -> None:
+    """The command of a study: train the variants that the table lacks; print mean and spread.
 
     Args:
-        table: rows of runs, with the columns seed, variant and `measure`.
-        measure: the column to compare.
-        variants: names in the order of the result's rows; those without runs are left out. The
-            first one must have runs.
-
-    Returns:
-        One row a variant. Columns: mean and standard deviation over its seeds; difference, the mean
-        of its differences from the first variant; their standard error; from and to, their 95 %
-        interval by Student's t; seeds, their number.
+        argv: options.
+        name: of the study's module.
+        recipe: its values are the defaults.
+        changes: {variant: {field: value}}, to the recipe.
+        function: makes a row of study, variant, seed and changes.
+        **defaults: of the options; `variants` are those to train.
     """
-    by_seed = table.pivot(index="seed", columns="variant", values=measure)
-    first, *others = variants
-    by_seed = by_seed[[first, *(name for name in others if name in by_seed)]]
-    differences = by_seed.sub(by_seed[first], axis=0)
-    mean, error, seeds = differences.mean(), differences.sem(), differences.count()
-    half_width = student_half_width(error, seeds - 1)
-    columns = {
-        "mean": by_seed.mean(),
-        "standard deviation": by_seed.std(),
-        "difference": mean,
-        "standard error": error,
-        "from": mean - half_width,
-        "to": mean + half_width,
-        "seeds": seeds,
-    }
-    return pd.DataFrame(columns)
+    parser = study_parser(name, recipe, ("epochs", "image_sizes"), **defaults)
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(changes), metavar="NAME", help="which to train"
+    )
+    args = parser.parse_args(argv)
+    study = study_from_args(args, name, recipe)
+    calls: dict[Run, Call] = {}
+    for seed, variant in product(range(study.seeds), args.variants):
+        calls[seed, variant] = (function, variant, seed, changes[variant])
+    with on_cluster(args.scheduler, study):
+        table = study.run_missing(calls)
+    print_scores(table)
+
+
+def print_scores(table: pd.DataFrame) -> None:
+    """Mean and standard deviation of each variant's accuracies, losses and errors."""
+    scores = [name for name in table if name.endswith(("accuracy", "loss", "error"))]
+    print(table.groupby("variant", sort=False)[scores].agg(["mean", "std"]).round(4).to_string())
 
 
 def study_parser(
-    name: str, recipe: TrainConfig, fields: Iterable[str], seeds: int, width: int
+    name: str, recipe: TrainConfig, fields: Iterable[str], **defaults: Any
 ) -> argparse.ArgumentParser:
     """A parser with the options that the studies' commands share.
 
@@ -339,12 +325,11 @@ def study_parser(
         name: of the study's module.
         recipe: its values are the defaults.
         fields: of the recipe, to be options.
-        seeds: default of `--seeds`.
-        width: default of `--width`.
+        **defaults: of the options: `width` and `seeds`, for example.
     """
-    parser = make_parser(f"studies.{name}", validation_size=5000, width=width)
+    parser = make_parser(f"studies.{name}")
     add_arguments(parser, recipe, fields)
-    parser.add_argument("--seeds", type=int, default=seeds, help="runs of each variant")
+    parser.add_argument("--seeds", type=int, help="runs of each variant")
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at a time; on a CPU as many as cores is fastest"
     )
@@ -353,21 +338,8 @@ def study_parser(
         help=f"address of a Dask scheduler, tcp://...: its workers, each `{WORKER_COMMAND}`, make "
         "the runs in place of --jobs; they must share the folder of --output",
     )
+    parser.set_defaults(**{"validation_size": 5000, "seeds": 3, **defaults})
     return parser
-
-
-def add_variants(
-    parser: argparse.ArgumentParser, variants: Iterable[str], default: Iterable[str]
-) -> None:
-    """Add `--variants`: names, of those that a study knows."""
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=list(variants),
-        default=list(default),
-        metavar="NAME",
-        help="which to train",
-    )
 
 
 def study_from_args(args: argparse.Namespace, name: str, recipe: TrainConfig) -> Study:

@@ -8,11 +8,9 @@ beside the last ones. The test images are used for scores alone: nothing is chos
 from typing import Any
 
 from helpers.studies import runs
-from helpers.studies.cluster import on_cluster
 from helpers.support.command import one_line_errors
 from helpers.training import TrainConfig
 
-WIDTH, SEEDS = 64, 5
 RECIPE = TrainConfig(epochs=40, hole=12, degrees=0, alternate_flip=True, ema=0.999)
 VARIANTS: dict[str, dict[str, Any]] = {  # name -> what it changes
     "the recipe": {},
@@ -23,20 +21,8 @@ VARIANTS: dict[str, dict[str, Any]] = {  # name -> what it changes
 @one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Train what the table lacks, and print mean and spread."""
-    parser = runs.study_parser("seeds", RECIPE, ("epochs", "image_sizes"), SEEDS, WIDTH)
-    parser.set_defaults(validation_size=0)
-    runs.add_variants(parser, VARIANTS, ["the recipe"])
-    args = parser.parse_args(argv)
-    study = runs.study_from_args(args, "seeds", RECIPE)
-    calls: dict[runs.Run, runs.Call] = {
-        (seed, name): (runs.train_and_test, name, seed, VARIANTS[name])
-        for name in args.variants
-        for seed in range(study.seeds)
-    }
-    with on_cluster(args.scheduler, study):
-        table = study.run_missing(calls)
-    scores = [name for name in table if name.endswith("accuracy")]
-    print(table.groupby("variant")[scores].agg(["mean", "std"]).T.round(4).to_string())
+    defaults = {"variants": ["the recipe"], "width": 64, "seeds": 5, "validation_size": 0}
+    runs.train_variants(argv, "seeds", RECIPE, VARIANTS, runs.train_and_test, **defaults)
 
 
 if __name__ == "__main__":
