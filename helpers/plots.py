@@ -7,14 +7,15 @@ that is 12 pixels. Five pictures in a row are enough.
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -56,15 +57,14 @@ def save_readme_figure(figure: Figure, name: str, dataset_name: str) -> Figure:
     """
     if dataset_name == "cifar10":
         ending = Path(name).suffix[1:]
-        _write_image(name, lambda file: figure.savefig(file, dpi=110, format=ending))
+        try:
+            write_atomically(
+                project_root() / "images" / name,
+                lambda file: figure.savefig(file, dpi=110, format=ending),
+            )
+        except OSError as error:
+            warnings.warn(str(error), stacklevel=2)
     return figure
-
-
-def _write_image(name: str, write: Callable[[BinaryIO], object]) -> None:
-    try:
-        write_atomically(project_root() / "images" / name, write)
-    except OSError as error:
-        warnings.warn(str(error), stacklevel=3)
 
 
 def image_grid(
@@ -286,14 +286,8 @@ def heatmaps(maps: Array, titles: Sequence[str]) -> Figure:
         maps: (N, H, W) in [0, 1].
         titles: one for each map.
     """
-    columns = min(5, len(maps))
-    rows = -(-len(maps) // columns)
-    figure = _figure(max(1.6 * columns, 3), (3 if len(maps) == 1 else 1.8) * rows)
-    axes = _panel_grid(figure, rows, columns)
-    for ax, heat, title in zip(axes.flat, maps, titles):
-        ax.imshow(_array(heat), cmap=HEATMAP_COLOURS, vmin=0, vmax=1)
-        ax.set_title(title, fontsize=10)
-    return figure
+    pictures = colormaps[HEATMAP_COLOURS](_array(maps), bytes=True)[..., :3]
+    return image_grid(pictures, titles)
 
 
 def heatmap_rows(
@@ -318,43 +312,27 @@ def heatmap_rows(
     columns = min(len(images), MOST_COLUMNS)
     blocks = -(-len(images) // columns)
     figure = _figure(min(1.4 * columns + 2, WIDEST), (1.35 * len(labels) + 0.5) * blocks)
-    shape = len(labels) * blocks, columns
-    axes = _panel_grid(figure, *shape, labels * blocks, framed=True, bar_column=True)
+    axes = _panel_grid(
+        figure, blocks * len(labels), columns, labels * blocks, framed=True, bar_column=True
+    )
     limit = max((_limit(maps) for maps in signed.values()), default=1)
-    for block in range(blocks):
-        part = slice(block * columns, (block + 1) * columns)
-        rows = axes[block * len(labels) : (block + 1) * len(labels)]
-        heats = [maps[part] for maps in overlays.values()]
-        raws = [maps[part] for maps in signed.values()]
-        _draw_map_rows(rows, images[part], titles[part], heats, raws, limit)
-    return figure
-
-
-def _draw_map_rows(
-    axes: np.ndarray,
-    images: Array,
-    titles: Sequence[str],
-    overlays: Sequence[Array],
-    signed: Sequence[Array],
-    limit: float,
-) -> None:
-    """Images and their maps in rows of `_panel_grid`, as `heatmap_rows` describes them."""
-    for ax in axes[:, len(images) :].flat:
+    # The panels of each image, from the top.
+    panels = axes.reshape(blocks, len(labels), columns).swapaxes(1, 2).reshape(-1, len(labels))
+    for ax in panels[len(images) :].flat:
         ax.set_visible(False)
-    for ax, image, title in zip(axes[0], images, titles):
-        ax.imshow(_pixels(image))
-        ax.set_title(title, fontsize=10)
-    overlay_axes, signed_axes = axes[1 : 1 + len(overlays)], axes[1 + len(overlays) :]
-    for row, maps in zip(overlay_axes, overlays):
-        for ax, image, heat in zip(row, images, maps):
-            shown = _draw_overlay(ax, image, heat)
-    if overlays:
-        _bar_beside(overlay_axes, shown, HEATMAP_LABEL)
-    for row, maps in zip(signed_axes, signed):
-        for ax, cells_of_map in zip(row, maps):
-            shown = _draw_signed(ax, cells_of_map, limit)
-    if signed:
-        _bar_beside(signed_axes, shown, SIGNED_LABEL)
+    for number, (panel, image, title) in enumerate(zip(panels, images, titles)):
+        panel[0].imshow(_pixels(image))
+        panel[0].set_title(title, fontsize=10)
+        for ax, maps in zip(panel[1:], overlays.values()):
+            heat = _draw_overlay(ax, image, maps[number])
+        for ax, maps in zip(panel[1 + len(overlays) :], signed.values()):
+            raw = _draw_signed(ax, maps[number], limit)
+    for rows in np.split(axes, blocks):
+        if overlays:
+            _bar_beside(rows[1 : 1 + len(overlays)], heat, HEATMAP_LABEL)
+        if signed:
+            _bar_beside(rows[1 + len(overlays) :], raw, SIGNED_LABEL)
+    return figure
 
 
 def explanation_card(

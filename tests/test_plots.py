@@ -388,8 +388,8 @@ def test_heatmaps_stand_under_their_titles_on_one_scale():
     axes = plots.heatmaps(HEAT, ["one", "two", "three"]).axes
     assert [ax.get_title() for ax in axes] == ["one", "two", "three"]
     for ax, heat in zip(axes, HEAT, strict=True):
-        np.testing.assert_array_equal(shown(ax)[0], heat)
-        assert ax.get_images()[0].get_clim() == (0, 1)
+        colours = plots.colormaps["viridis"](heat.numpy())[..., :3]
+        np.testing.assert_allclose(shown(ax)[0] / 255, colours, atol=1 / 255)
 
 
 def test_a_mark_of_an_interval_keeps_its_colour_from_panel_to_panel():
