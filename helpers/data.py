@@ -219,19 +219,10 @@ def _load_shapes(train_size: int, test_size: int) -> DatasetPair:
 
 def _load_cifar10(root: Path, skip_damaged: bool) -> DatasetPair:
     files.remove_stale_temporaries(root)
-    archive_folder = root / downloads.UNPACKED
-    if not archive_folder.is_dir() and (root / "cifar10").is_dir():
-        return _load_folder(root / "cifar10", root, skip_damaged)
-    if not archive_folder.is_dir():
-        downloads.download_cifar10(root)
-    from torchvision.datasets import CIFAR10  # here, because importing it takes a second
-
-    try:
-        parts = [CIFAR10(root, train=is_train) for is_train in (True, False)]
-    except RuntimeError as error:
-        message = f"{archive_folder} is damaged: delete that folder and load again"
-        raise RuntimeError(message) from error
-    train, test = (Dataset(part.data, np.array(part.targets), CLASSES) for part in parts)
+    folder = root / "cifar10"
+    if folder.is_dir() and not (root / downloads.UNPACKED).is_dir():
+        return _load_folder(folder, root, skip_damaged)
+    train, test = (Dataset(*part, CLASSES) for part in downloads.read_cifar10(root))
     return DatasetPair(train, test, "cifar10")
 
 

@@ -162,16 +162,14 @@ def per_class(predictions: Predictions) -> pd.DataFrame:
     NaN is the recall of a class without images, and the precision of one that nothing is called.
     """
     size = len(predictions.classes)
+    right = predictions.labels[predictions.correct]
     found, images, called = (
-        np.bincount(which, minlength=size)
-        for which in (
-            predictions.labels[predictions.correct],
-            predictions.labels,
-            predictions.predicted,
-        )
+        np.bincount(labels, minlength=size)
+        for labels in (right, predictions.labels, predictions.predicted)
     )
-    table = pd.DataFrame({"recall": found, "precision": found}, index=list(predictions.classes))
-    return table / pd.DataFrame({"recall": images, "precision": called}, index=table.index)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        scores = {"recall": found / images, "precision": found / called}
+    return pd.DataFrame(scores, index=list(predictions.classes))
 
 
 def calibration_error(predictions: Predictions, bins: int = 10) -> float:

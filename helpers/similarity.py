@@ -9,18 +9,6 @@ from torch import Tensor
 from helpers.gradcam import GradCAM
 
 
-def flatten_maps(maps: Tensor) -> np.ndarray:
-    """The cells of each map (N, h, w) in one row: (N, h * w) float32.
-
-    Raises:
-        ValueError: a cell is NaN.
-    """
-    cells = maps.detach().float().cpu().flatten(1).numpy()
-    if np.isnan(cells).any():
-        raise ValueError("a map holds NaN, which would be ranked like a number: see `diagnose`")
-    return cells
-
-
 def rank_correlation(first: Tensor, second: Tensor, every: bool = False) -> np.ndarray:
     """Spearman's rank correlation of two maps over their cells.
 
@@ -45,7 +33,10 @@ def rank_correlation(first: Tensor, second: Tensor, every: bool = False) -> np.n
 
 def _unit_ranks(maps: Tensor) -> np.ndarray:
     """Ranks of each map's cells, centred and scaled to length 1: (N, h, w) -> (N, h * w)."""
-    ranks = rankdata(flatten_maps(maps), axis=1)
+    cells = maps.detach().float().cpu().flatten(1).numpy()
+    if np.isnan(cells).any():
+        raise ValueError("a map holds NaN, which would be ranked like a number: see `diagnose`")
+    ranks = rankdata(cells, axis=1)
     ranks -= ranks.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):  # a constant map: 0 / 0 is NaN
         return ranks / np.linalg.norm(ranks, axis=1, keepdims=True)

@@ -21,6 +21,7 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 from tqdm import tqdm
 
 from helpers.support import files
@@ -98,6 +99,30 @@ def download_cifar10(root: Path) -> None:
             raise RuntimeError(
                 f"CIFAR-10 could not be downloaded from {address} ({reason}); {REMEDIES}"
             ) from None
+
+
+def read_cifar10(root: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Read CIFAR-10's archive, which is downloaded and unpacked first if it is not there.
+
+    Args:
+        root: holds the archive's folder.
+
+    Returns:
+        For the training and for the test images (N, 32, 32, 3) uint8 and (N,) labels.
+
+    Raises:
+        RuntimeError: as `download_cifar10`, or a file is damaged.
+    """
+    if not (root / UNPACKED).is_dir():
+        download_cifar10(root)
+    from torchvision.datasets import CIFAR10  # here, because importing it takes a second
+
+    try:
+        parts = [CIFAR10(root, train=is_train) for is_train in (True, False)]
+    except RuntimeError as error:
+        message = f"{root / UNPACKED} is damaged: delete that folder and load again"
+        raise RuntimeError(message) from error
+    return [(part.data, np.array(part.targets)) for part in parts]
 
 
 def _url() -> str:
