@@ -17,7 +17,7 @@ def main(source: Path, target: Path) -> None:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(source.as_uri() + "#image=2")
-        page.wait_for_function("document.querySelector('.alive').live?.shown")
+        page.wait_for_function("document.querySelector('.alive').live?.maps.length")
         page.evaluate(
             """() => {
                 const { live } = document.querySelector(".alive");

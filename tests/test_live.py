@@ -126,6 +126,8 @@ def test_logits_and_maps_on_both_grids_are_those_of_pytorch(opened, tmp_path, na
 
 def test_cells_and_bias_are_shown_to_sum_to_the_logit(opened):
     page = opened()
+    page.locator("select[name=second]").select_option("8")  # a class, not the grid
+    assert all(numbers.is_visible() for numbers in page.locator(".cells").all())
     sums = page.locator(".sum").all_inner_texts()
     cells = page.locator(".cells").all_inner_texts()
     for total, numbers in zip(sums, cells):
@@ -142,10 +144,11 @@ def at(page, x, y):
     return box["x"] + (x + 0.5) * box["width"] / 32, box["y"] + (y + 0.5) * box["height"] / 32
 
 
-def drag(page, start, end):
+def drag(page, start, *places):
     page.mouse.move(*at(page, *start))
     page.mouse.down()
-    page.mouse.move(*at(page, *end), steps=4)
+    for place in places:
+        page.mouse.move(*at(page, *place), steps=4)
     page.mouse.up()
 
 
@@ -155,7 +158,7 @@ def pixels(page):
 
 
 def choose(page, tool):
-    page.locator(f"input[value={tool}]").check(force=True)
+    page.locator(f"input[value='{tool}']").check(force=True)
 
 
 def test_each_tool_does_what_it_says_and_is_undone(opened, written):
@@ -202,14 +205,67 @@ def test_each_tool_does_what_it_says_and_is_undone(opened, written):
     now[:, 16:24, 8:16] = original[:, 16:24, 8:16]
     assert (now == original).all()
     assert undone()
+    choose(page, "8")
+    page.mouse.click(*at(page, 12, 20))
+    now = pixels(page)
+    assert (now[:, 20:24, 12:16] == mean[..., None]).all()
+    now[:, 20:24, 12:16] = original[:, 20:24, 12:16]
+    assert (now == original).all()
+    assert undone()
 
     choose(page, "cut")
-    drag(page, (8, 8), (15, 15))
+    drag(page, (8, 8), (15, 8), (15, 15), (8, 15))
     drag(page, (10, 10), (14, 13))
     now = pixels(page)
     assert (now[:, 11:19, 12:20] == original[:, 8:16, 8:16]).all()
     assert (now[:, 8:11, 8:16] == mean[..., None]).all()
     assert undone()
+
+
+def test_an_object_is_cut_out_along_its_outline_and_moved(opened):
+    """A triangle, by the mouse, and back by the keyboard."""
+    page = opened()
+    original = pixels(page)
+    mean = np.round(255 * load_pretrained("shapes10").mean.numpy()).reshape(3, 1)
+    choose(page, "cut")
+    drag(page, (6, 6), (20, 6), (6, 20))
+    assert (pixels(page) == original).all()
+    drag(page, (8, 9), (12, 12))
+    y, x = np.indices((32, 32))
+    held = (x >= 6) & (y >= 6) & (x + y <= 26)
+    expected = original.copy()
+    expected[:, held] = mean
+    expected[:, y[held] + 3, x[held] + 4] = original[:, held]
+    now = pixels(page)
+    assert (now == expected).all()
+    page.locator("#board canvas").focus()
+    for key in (" ", *["ArrowUp"] * 3, *["ArrowLeft"] * 4, " "):
+        page.keyboard.press(key)
+    now[:, y[held] + 3, x[held] + 4] = mean
+    now[:, held] = original[:, held]
+    assert (pixels(page) == now).all()
+
+
+def test_keys_go_from_cell_to_cell_on_both_grids(opened):
+    page = opened()
+    maps = "document.querySelector('.alive').live.maps.map((map) => map.slice(-1)[0].toFixed(2))"
+    reading = page.locator("#reading")
+    for grid in (4, 8):
+        choose(page, str(grid))
+        page.wait_for_function(f"document.querySelector('.alive').live.side === {grid}")
+        page.wait_for_function(SETTLED)
+        assert page.locator("#finer").is_visible() == (grid == 8)
+        page.locator(".second canvas[tabindex]").focus()
+        for key in (*["ArrowRight"] * 9, *["ArrowDown"] * 9):
+            page.keyboard.press(key)
+        text = reading.inner_text().replace("−", "-")
+        assert text.startswith(f"Row {grid}, column {grid}:")
+        numbers = re.findall(r"-?\d\.\d\d", text)
+        assert [float(number) for number in numbers] == list(map(float, page.evaluate(maps)))
+        page.keyboard.press("ArrowLeft")
+        assert reading.inner_text().startswith(f"Row {grid}, column {grid - 1}:")
+        page.keyboard.press("Tab")
+        assert "Row" not in reading.inner_text()
 
 
 @pytest.mark.parametrize(
@@ -329,6 +385,12 @@ def test_dropped_and_pasted_images_are_read_and_text_is_left_alone(opened):
         page.evaluate(give, [list(content.getvalue()), kind])
         page.wait_for_function("() => document.querySelector('.alive').live.now.pixels[0] === 10")
         assert (pixels(page).reshape(3, -1).T == (10, 20, 30)).all()
+    page.locator("button[name=link]").click()
+    page.get_by_text("copy it from").wait_for()
+    page.reload()
+    page.wait_for_function(READY)
+    assert (pixels(page).reshape(3, -1).T == (10, 20, 30)).all()
+    assert "it is" not in page.locator("#headline").inner_text()  # nobody knows what
 
 
 def test_a_mistake_is_put_right_with_one_cell_and_the_link_leads_back(opened, tmp_path):
@@ -362,7 +424,7 @@ def test_few_hidden_pixels_are_counted_and_compared(opened):
     for y in range(0, 33, 8):
         drag(page, (0, y), (31, y))
     page.wait_for_function(SETTLED)
-    page.locator("#choices button").click()
+    page.locator("button[name=compare]").click()
     verdict = page.locator("#verdict", has_text="in a random order")
     verdict.wait_for()
     own = re.search(r"image's map (\d+)", verdict.inner_text())
@@ -370,7 +432,7 @@ def test_few_hidden_pixels_are_counted_and_compared(opened):
 
 
 @pytest.mark.parametrize(
-    "hash", ["image=x&edit=%%%", "image=-4&world=9", "edit=AAAA&task=one", "a"]
+    "hash", ["image=x&edit=%%%", "image=-4&network=9", "edit=AAAA&task=one", "a"]
 )
 def test_a_broken_link_shows_an_image_all_the_same(opened, hash):
     page = opened(anchor=f"#{hash}")
@@ -396,7 +458,7 @@ def test_a_folder_of_any_classes_whose_names_are_text(opened, tmp_path, count):
     page = opened(write(tmp_path / "mine.html", tmp_path / "mine.pt", folder))
     options = page.locator("select[name=first] option").all_inner_texts()
     assert sorted(options) == sorted(names)
-    assert page.locator("#bars button").count() == min(count, 10)
+    assert page.locator("#bars button").count() == min(count, 12)
     assert page.locator("img[src=x], #desk b").count() == 0
 
 

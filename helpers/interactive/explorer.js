@@ -1,7 +1,5 @@
 // The explorer. What is chosen stands in a form, and all that is shown is drawn from it.
 
-const MOST_CLASSES = 12; // up to which every class has a bar, and there is a confusion matrix
-const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 const SWIPE = 40; // pixels, the shortest one that turns to another image
 
 async function explorer(root, data) {
@@ -12,36 +10,25 @@ async function explorer(root, data) {
   new Explorer(root, data, cells, sprite).start();
 }
 
-class Explorer {
+class Explorer extends MapPage {
   // root: a shadow root that holds explorer.html.  data: as `explore` in explorer.py writes it.
   // cells: the numbers of each grid.  sprite: the picture that holds all images.
   constructor(root, data, cells, sprite) {
-    Object.assign(this, { root, cells, sprite });
+    super(root, data.palettes);
+    Object.assign(this, { cells, sprite });
     const { classes, sets, images, grids, size, columns } = data;
     Object.assign(this, { classes, sets, images, grids, size, columns });
-    [this.heatColours, this.signedColours] = data.palettes.map(bytes);
-    this.form = this.find("form").elements;
-    this.mapCanvases = this.all("figure canvas").slice(1); // the first one shows the image
     const tile = make("canvas", { width: size, height: size });
     this.reader = tile.getContext("2d", { willReadFrequently: true });
     this.kept = []; // numbers of the images that the filters leave
-    this.pointed = null; // what is pointed at on a map: shares of its height and width
-  }
-
-  find(selector) {
-    return this.root.querySelector(selector);
-  }
-
-  all(selector) {
-    return [...this.root.querySelectorAll(selector)];
   }
 
   start() {
     this.fillForm();
-    this.drawScales();
+    paint(this.find("#heat canvas"), 256, 1, (i) => tint(this.heatColours, i / 256));
     this.makeBars();
-    this.find("#confusion").hidden = this.classes.length > MOST_CLASSES;
-    if (this.classes.length <= MOST_CLASSES) this.find("table").append(...this.confusion());
+    this.find("#confusion").hidden = this.classes.length > MOST_BARS;
+    if (this.classes.length <= MOST_BARS) this.find("table").append(...this.confusion());
     this.listenToForm();
     this.listenToKeys();
     this.listenToMaps();
@@ -57,8 +44,7 @@ class Explorer {
     const { classes, sets, grids, form } = this;
     const fields = { actual: classes, said: classes, first: classes, second: classes, set: sets };
     for (const [name, texts] of Object.entries(fields)) {
-      const options = texts.map((text, value) => make("option", { value, textContent: text }));
-      form[name].append(...options);
+      form[name].append(...options(texts));
     }
     const radios = grids.map(({ side }, value) => {
       const radio = { type: "radio", name: "grid", value, defaultChecked: value === 0 };
@@ -66,21 +52,6 @@ class Explorer {
     });
     this.find("#grids").append(...radios);
     this.find("#sets").hidden = sets.length < 2;
-  }
-
-  drawScales() {
-    const { heatColours, signedColours } = this;
-    const rgb = (share) => `rgb(${tint(signedColours, share)})`;
-    const [first, second] = [rgb(0.87), rgb(0.15)]; // strong, but seen on light and on dark
-    this.root.host.style.cssText = `--first: ${first}; --second: ${second}`;
-    paint(this.find("#heat canvas"), 256, 1, (i) => tint(heatColours, i / 256));
-    paint(this.find("#evidence canvas"), 256, 1, (i) => tint(signedColours, i / 256));
-  }
-
-  makeBars() {
-    const count = Math.min(this.classes.length, MOST_CLASSES);
-    this.bars = range(count).map(() => makeBar(this));
-    this.find("#bars").append(...this.bars);
   }
 
   // Rows of buttons, each with the number of images of one class that are said to be of another.
@@ -142,6 +113,11 @@ class Explorer {
     });
     form.at.max = Math.max(0, this.kept.length - 1);
     this.show(0);
+  }
+
+  // Cells in a row of the maps.
+  get side() {
+    return this.grids[this.form.grid.value].side;
   }
 
   // Number of the image at the place that the form holds.
@@ -241,8 +217,7 @@ class Explorer {
   }
 
   drawPanels() {
-    const { form, size, mapCanvases } = this;
-    const { side } = this.grids[form.grid.value];
+    const { form, size, side, mapCanvases } = this;
     const asHeatmaps = form.view.value === "heatmap";
     const pixels = this.pixels();
     const maps = this.maps();
@@ -254,10 +229,8 @@ class Explorer {
     });
     this.find("#overlay").hidden = !asHeatmaps;
     this.find("#heat").hidden = !asHeatmaps;
-    const [low, high] = this.all("#evidence span");
-    low.textContent = signed(-limit);
-    high.textContent = signed(limit);
-    this.drawReading(maps, side);
+    this.drawScale(limit);
+    this.drawReading(maps);
   }
 
   // A heatmap over the image in grey.
@@ -270,17 +243,12 @@ class Explorer {
     });
   }
 
-  // A map cell by cell, white at zero.
-  drawCells(canvas, map, side, limit) {
-    paint(canvas, side, side, (i) => tint(this.signedColours, (map[i] / limit + 1) / 2));
-  }
-
   // The evidence in the cell that is pointed at; else the sums of all cells.
-  drawReading(maps, side) {
-    const { form, classes, pointed, mapCanvases } = this;
+  drawReading(maps = this.maps()) {
+    const { form, classes, side, mapCanvases } = this;
     const [first, second] = [classes[form.first.value], classes[form.second.value]];
     this.find("#difference").textContent = `${first} − ${second}`;
-    const cell = pointed && pointed.map((share) => Math.min(side - 1, Math.floor(share * side)));
+    const cell = this.markCell();
     const where = cell ? `row ${cell[0] + 1}, column ${cell[1] + 1}` : "sum of the cells";
     const largest = Math.max(...maps.flat().map(Math.abs));
     const digits = largest < 0.5 ? 3 : 2; // as many as 8 bits tell
@@ -292,34 +260,6 @@ class Explorer {
     this.find("#reading").textContent = `${where}: ${texts.join(", ")} logit units`;
     texts.forEach((text, k) => {
       mapCanvases[k].ariaLabel = `map of ${text} logit units, ${where}`;
-    });
-    this.markCell(cell, side);
-  }
-
-  // A frame around this cell on every panel, or none.
-  markCell(cell, side) {
-    for (const mark of this.all("figure i")) {
-      mark.hidden = !cell;
-      if (!cell) continue;
-      const [row, column] = cell;
-      const edges = [row, side - 1 - column, side - 1 - row, column]; // top, right, bottom, left
-      mark.style.inset = edges.map((count) => `${(100 * count) / side}%`).join(" ");
-    }
-  }
-
-  drawBars(probabilities) {
-    const { form, classes } = this;
-    const order = range(classes.length);
-    if (classes.length > MOST_CLASSES) order.sort((a, b) => probabilities[b] - probabilities[a]);
-    this.bars.forEach((bar, i) => {
-      const number = order[i];
-      const [name, track, value] = bar.children;
-      bar.value = number;
-      name.textContent = classes[number];
-      value.textContent = percent(probabilities[number]);
-      track.firstChild.style.width = `${100 * probabilities[number]}%`;
-      const shown = ["first", "second"].filter((field) => Number(form[field].value) === number);
-      bar.className = shown.join(" ");
     });
   }
 
@@ -340,39 +280,18 @@ class Explorer {
     this.find("#next").onclick = () => this.step(1);
   }
 
-  // Arrow keys go from cell to cell on a map, and from image to image elsewhere, where they have no
-  // meaning of their own.
+  // Arrow keys go from image to image where they have no meaning of their own.
   listenToKeys() {
     this.find("form").addEventListener("keydown", (event) => {
-      const arrow = ARROWS[event.key];
-      if (!arrow || event.target.matches("select, input")) return;
-      const [down, right] = arrow;
-      if (event.target.matches("canvas")) {
-        const { side } = this.grids[this.form.grid.value];
-        const [row, column] = this.pointed ?? [0.5, 0.5];
-        this.point([row + down / side, column + right / side]);
-      } else if (right) {
-        this.step(right);
-      } else {
-        return;
-      }
+      const [, right] = ARROWS[event.key] ?? [0, 0];
+      if (!right || event.target.matches("select, input, canvas")) return;
+      this.step(right);
       event.preventDefault();
     });
   }
 
-  // Point at a place on the maps, by shares of their height and width; null: at none.
-  point(place) {
-    this.pointed = place && place.map((share) => Math.min(0.999, Math.max(0, share)));
-    this.drawReading(this.maps(), this.grids[this.form.grid.value].side);
-  }
-
   listenToMaps() {
     for (const canvas of this.mapCanvases) {
-      canvas.onpointermove = ({ offsetX, offsetY }) => {
-        this.point([offsetY / canvas.clientHeight, offsetX / canvas.clientWidth]);
-      };
-      canvas.onpointerleave = () => this.point(null);
-      canvas.onblur = () => this.point(null);
       canvas.onpointerdown = (event) => {
         // Or a map would take the focus, and the arrow keys no longer change the image.
         event.preventDefault();

@@ -1,16 +1,19 @@
 // The network in the page: what the reader does to an image, and what is seen of the answer.
+// An image is 3 x 32 x 32 whole numbers, channel by channel.
 
 const SIDE = 32; // pixels, side of an image
-const PIXELS = range(SIDE ** 2);
-const MOST_BARS = 10;
+const PIXELS = SIDE ** 2;
 const MOST_STROKES = 200; // that can be undone
 const CORNERS = ["upper left", "upper right", "lower left", "lower right"];
-const STEPS = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const argmax = (values) => values.indexOf(Math.max(...values));
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const minus = (first, second) => first.map((value, i) => value - second[i]);
-const decimals = (value) => value.toFixed(2).replace(/^-0.00$/, "0.00").replace("-", "−");
+const decimals = (value) =>
+  value
+    .toFixed(2)
+    .replace(/^-(?=0.00$)/, "")
+    .replace("-", "−");
 
 function softmax(logits) {
   const most = Math.max(...logits);
@@ -43,9 +46,9 @@ class Net {
   next() {
     const request = this.waiting ?? this.later.shift();
     if (!request) return;
-    const { pixels, network, fine, show } = request;
+    const { show, ...question } = request;
     Object.assign(this, { show, waiting: null, busy: true, job: this.job + 1 });
-    for (const worker of this.workers) worker.postMessage({ job: this.job, pixels, network, fine });
+    for (const worker of this.workers) worker.postMessage({ ...question, job: this.job });
   }
 
   // While the finer maps are computed a new request may take their place.
@@ -58,20 +61,18 @@ class Net {
 }
 
 // The weights lie in a script beside the page: a page that is opened from disk may fetch nothing.
-async function load(root, { script, id }) {
-  const networks = await new Promise((resolve, reject) => {
+async function load({ script, id }) {
+  const packed = await new Promise((resolve, reject) => {
     window.liveNetworks = resolve;
     document.head.append(make("script", { src: script, onload: reject, onerror: reject }));
   });
-  if (networks.id !== id) throw new Error("these are another page's");
-  const all = [];
-  for (const network of networks.all) {
-    all.push({ ...network, content: (await inflate(network.weights)).buffer });
-    root.querySelector("progress").value = 0.7;
+  if (packed.id !== id) throw new Error("these are another page's");
+  const networks = [];
+  for (const network of packed.all) {
+    networks.push({ ...network, content: (await inflate(network.weights)).buffer });
   }
   const code = URL.createObjectURL(new Blob([`(${networkWorker})(self)`]));
-  const cores = clamp(navigator.hardwareConcurrency || 2, 2, 4);
-  const workers = range(cores).map(() => new Worker(code));
+  const workers = range(clamp(navigator.hardwareConcurrency, 2, 4)).map(() => new Worker(code));
   const ports = workers.map(() => []);
   for (const i of workers.keys()) {
     for (const k of range(i)) {
@@ -81,7 +82,7 @@ async function load(root, { script, id }) {
     }
   }
   const ready = workers.map((worker, part) => {
-    worker.postMessage({ networks: all, part, ports: ports[part] }, ports[part]);
+    worker.postMessage({ networks, part, ports: ports[part] }, ports[part]);
     return new Promise((onmessage, onerror) => Object.assign(worker, { onmessage, onerror }));
   });
   await Promise.all(ready);
@@ -93,14 +94,14 @@ async function live(root, data) {
   const notice = root.querySelector("#notice");
   const { script, command } = data.network;
   try {
-    const net = await load(root, data.network);
+    const net = await load(data.network);
     for (const world of data.worlds) {
       world.images = new Uint8ClampedArray((await inflate(world.images)).buffer);
     }
-    notice.hidden = true;
-    root.querySelector("form").hidden = false;
     root.host.live = new Live(root, data, net);
     await root.host.live.recall();
+    notice.hidden = true;
+    root.querySelector("form").hidden = false;
   } catch (error) {
     console.log(error);
     notice.textContent =
@@ -109,79 +110,83 @@ async function live(root, data) {
   }
 }
 
-// ---- Images: 3 x 32 x 32 whole numbers, channel by channel
+// ---- Images
 
-// Each pixel from another place of the image; from outside of it, of this colour.
-function remap(pixels, from, colour) {
-  const out = new Uint8ClampedArray(pixels.length);
-  for (const i of PIXELS) {
-    const [x, y] = from(i % SIDE, Math.floor(i / SIDE));
-    const inside = clamp(x, 0, SIDE - 1) === x && clamp(y, 0, SIDE - 1) === y;
-    for (const c of range(3)) {
-      out[c * SIDE ** 2 + i] = inside ? pixels[(c * SIDE + y) * SIDE + x] : colour[c];
-    }
-  }
-  return out;
+const isInside = (x, y) => clamp(x, 0, SIDE - 1) === x && clamp(y, 0, SIDE - 1) === y;
+const cellOf = (x, y, side) => Math.floor((y * side) / SIDE) * side + Math.floor((x * side) / SIDE);
+
+// Each number of an image from its index and place.
+function image(value) {
+  const numbers = new Uint8ClampedArray(3 * PIXELS);
+  return numbers.map((_, i) => value(i, i % SIDE, Math.floor(i / SIDE) % SIDE));
 }
 
-const filled = (colour) => remap(new Uint8ClampedArray(3 * SIDE ** 2), () => [-1, -1], colour);
+const filled = (colour) => image((i) => colour[Math.floor(i / PIXELS)]);
+const covered = (pixels, ink, where) => image((i, x, y) => (where(x, y) ? ink[i] : pixels[i]));
 
-// Each pixel the mean of those up to three away.
-function blurred(pixels) {
-  return pixels.map((_, i) => {
-    const [c, y, x] = [Math.floor(i / SIDE ** 2), Math.floor(i / SIDE) % SIDE, i % SIDE];
-    const near = (place) => (other) => Math.abs(other - place) <= 3;
-    const [rows, columns] = [range(SIDE).filter(near(y)), range(SIDE).filter(near(x))];
-    const values = rows.flatMap((v) => columns.map((u) => pixels[(c * SIDE + v) * SIDE + u]));
-    return sum(values) / values.length;
+// Each pixel from another place; where that is outside of the image, from a blank.
+function moved(pixels, blank, from) {
+  return image((i, x, y) => {
+    const [u, v] = from(x, y);
+    return isInside(u, v) ? pixels[i + u - x + SIDE * (v - y)] : blank[i];
   });
 }
 
-// What `crop_and_shrink` in image_files.py does: the central square, shrunk as Pillow does it.
-function shrink({ data, width, height }) {
-  const square = Math.min(width, height);
+// Each pixel the mean of those up to three away.
+function blurred(pixels) {
+  const offsets = range(49).map((k) => [(k % 7) - 3, Math.floor(k / 7) - 3]);
+  return image((i, x, y) => {
+    const near = offsets.filter(([dx, dy]) => isInside(x + dx, y + dy));
+    return sum(near.map(([dx, dy]) => pixels[i + dx + SIDE * dy])) / near.length;
+  });
+}
+
+// The distance of the middle of a pixel from a line between two places.
+function distance(x, y, [fromX, fromY], [toX, toY]) {
+  const [right, down] = [toX - fromX, toY - fromY];
+  const [dx, dy] = [x + 0.5 - fromX, y + 0.5 - fromY];
+  const share = clamp((dx * right + dy * down) / (right ** 2 + down ** 2) || 0, 0, 1);
+  return Math.hypot(dx - share * right, dy - share * down);
+}
+
+// Rows of pixels (red, green, blue, opacity), each shrunk from its middle to 32 pixels as Pillow
+// does it. The rows become columns: done twice, an image is upright again.
+function shrinkRows({ data, width, height }, square) {
   const scale = square / SIDE;
   const wide = Math.max(1, scale); // of the filter, a cubic one
   const cubic = (x) => {
     if (x >= 2) return 0;
     return x < 1 ? (1.5 * x - 2.5) * x * x + 1 : ((-0.5 * x + 2.5) * x - 4) * x + 2;
   };
-  const filters = (length) =>
-    range(SIDE).map((i) => {
-      const middle = (length - square) / 2 + (i + 0.5) * scale;
-      const first = Math.max(0, Math.floor(middle - 2 * wide + 0.5));
-      const last = Math.min(length, Math.floor(middle + 2 * wide + 0.5));
-      const distances = range(last - first).map((k) => Math.abs(first + k - middle + 0.5));
-      const weights = distances.map((distance) => cubic(distance / wide));
-      return { first, weights: weights.map((weight) => weight / sum(weights)) };
-    });
-  const rows = new Uint8ClampedArray(3 * height * SIDE);
-  const out = new Uint8ClampedArray(3 * SIDE ** 2);
-  for (const c of range(3)) {
-    for (const [x, { first, weights }] of filters(width).entries()) {
-      for (let y = 0; y < height; y++) {
-        const from = 4 * (y * width + first) + c;
-        rows[(c * height + y) * SIDE + x] = sum(weights.map((w, k) => w * data[from + 4 * k]));
-      }
-    }
-    for (const [y, { first, weights }] of filters(height).entries()) {
-      for (const x of range(SIDE)) {
-        const from = (c * height + first) * SIDE + x;
-        out[(c * SIDE + y) * SIDE + x] = sum(weights.map((w, k) => w * rows[from + SIDE * k]));
-      }
+  const out = new Uint8ClampedArray(4 * SIDE * height);
+  for (const i of range(SIDE)) {
+    const middle = (width - square) / 2 + (i + 0.5) * scale;
+    const first = Math.max(0, Math.floor(middle - 2 * wide + 0.5));
+    const last = Math.min(width, Math.floor(middle + 2 * wide + 0.5));
+    const places = range(last - first).map((k) => first + k);
+    const weights = places.map((place) => cubic(Math.abs(place - middle + 0.5) / wide));
+    const total = sum(weights);
+    for (let at = 0; at < 4 * height; at++) {
+      const start = 4 * width * Math.floor(at / 4) + (at % 4);
+      const values = places.map((place, k) => weights[k] * data[start + 4 * place]);
+      out[4 * height * i + at] = sum(values) / total;
     }
   }
-  return out;
+  return { data: out, width: height, height: SIDE };
 }
 
+// What `read_image` and `crop_and_shrink` in image_files.py do: upright, on white, a square.
 async function readImage(file) {
-  const bitmap = await createImageBitmap(file); // turned upright
+  const bitmap = await createImageBitmap(file);
   const { width, height } = bitmap;
   const context = make("canvas", { width, height }).getContext("2d", { willReadFrequently: true });
-  context.fillStyle = "white"; // under what is transparent
+  context.fillStyle = "white";
   context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, 0, 0);
-  return shrink(context.getImageData(0, 0, width, height));
+  const square = Math.min(width, height);
+  const rows = shrinkRows(context.getImageData(0, 0, width, height), square);
+  const { data } = shrinkRows(rows, square);
+  return image((i) => data[4 * (i % PIXELS) + Math.floor(i / PIXELS)]);
 }
 
 // An image as text that an address can hold: what differs from another one, compressed.
@@ -193,248 +198,212 @@ async function pack(pixels, original) {
 
 // ---- The page
 
-class Live {
+class Live extends MapPage {
   constructor(root, { worlds, palettes }, net) {
-    Object.assign(this, { root, worlds, net });
-    this.colours = bytes(palettes[1]);
-    this.form = root.querySelector("form").elements;
+    super(root, palettes);
+    Object.assign(this, { worlds, net, maps: [], side: 4 });
     this.board = this.find("#board canvas");
     this.cursor = [SIDE / 2, SIDE / 2];
-    const rgb = (share) => `rgb(${tint(this.colours, share)})`;
-    root.host.style.cssText = `--first: ${rgb(0.87)}; --second: ${rgb(0.15)}`;
-    paint(this.find("#evidence canvas"), 256, 1, (i) => tint(this.colours, i / 256));
-    this.makePanels();
     this.form.cheat.hidden = worlds.length < 2;
     this.listen();
     this.listenToBoard();
-  }
-
-  find(selector) {
-    return this.root.querySelector(selector);
   }
 
   get now() {
     return this.history.at(-1);
   }
 
-  // ---- What is made once, or for each set of images
-
-  makePanels() {
-    const heads = ["first", "second"].map((name) => {
-      return make("select", { name, ariaLabel: `${name} class` });
-    });
-    heads.push(make("span"), make("span"));
-    this.panels = heads.map((head, k) => {
-      const canvas = make("canvas", { role: "img" });
-      const cells = make("div", { className: "cells" });
-      const mark = make("i", { hidden: true });
-      const total = make("dl", { className: "sum" });
-      const map = make("div", {}, canvas, cells, mark);
-      map.onpointermove = ({ offsetX, offsetY }) =>
-        this.point(offsetX / map.clientWidth, offsetY / map.clientHeight);
-      map.onpointerleave = () => this.point();
-      const caption = make("figcaption", {}, head);
-      const className = ["first", "second"][k] ?? "";
-      const figure = make("figure", { className }, caption, map, total);
-      this.find(".panels").append(figure);
-      return { head, canvas, cells, mark, total };
-    });
-  }
-
+  // A network and its images.
   openWorld(index) {
-    this.world = this.worlds[index];
-    const { classes, images } = this.world;
-    for (const name of ["first", "second"]) {
-      const options = classes.map((text, value) => make("option", { value, textContent: text }));
-      this.form[name].replaceChildren(...options);
-    }
-    const groups = classes.map((label, c) => {
-      const options = this.world.rows.flatMap(([actual, said], value) => {
-        const outcome = said === actual ? " ✓" : `, called ${classes[said]} ✗`;
-        const textContent = label + outcome;
-        return actual === c ? [make("option", { value, textContent })] : [];
-      });
-      return make("optgroup", { label }, ...options);
+    const { form } = this;
+    const { classes, images, mean, rows } = this.worlds[index];
+    Object.assign(this, { network: index, world: this.worlds[index], classes });
+    this.blank = filled(mean);
+    this.imageOf = (number) => images.slice(number * 3 * PIXELS, (number + 1) * 3 * PIXELS);
+    for (const field of [form.first, form.second]) field.replaceChildren(...options(classes));
+    const texts = rows.map(([actual, said]) => {
+      return classes[actual] + (said === actual ? " ✓" : `, called ${classes[said]} ✗`);
     });
-    this.form.image.replaceChildren(...groups.filter((group) => group.children.length));
-    this.bars = range(Math.min(classes.length, MOST_BARS)).map(() => makeBar(this));
-    this.find("#bars").replaceChildren(...this.bars);
-    const size = 3 * SIDE ** 2;
-    this.imageOf = (number) => images.slice(number * size, (number + 1) * size);
+    const byClass = options(texts).sort((a, b) => a.text.localeCompare(b.text));
+    form.image.replaceChildren(...byClass);
+    this.makeBars();
   }
 
   // ---- The image and its history
 
   openImage(number) {
-    this.form.image.value = number;
     this.open(this.imageOf(number), this.world.rows[number][0]);
+    this.form.image.value = number;
   }
 
   // actual: the class, null where nobody knows it.
   open(pixels, actual = null) {
     this.history = [{ pixels, answers: {} }];
-    Object.assign(this, { actual, cut: null, fresh: true });
+    Object.assign(this, { actual, cut: [], fresh: true, task: null, tried: [] });
+    this.form.image.value = "";
+    this.say("");
     this.ask();
   }
 
   ask() {
-    const { now } = this;
+    const { now, network } = this;
     this.drawBoard();
     const show = (answer) => {
       now.answers[answer.grid] = answer;
       if (this.fresh && now === this.history[0]) this.chooseClasses();
       this.draw();
     };
-    const fine = this.form.grid.value === "8";
-    this.net.ask({ pixels: now.pixels, network: this.worlds.indexOf(this.world), fine, show });
+    this.net.ask({ pixels: now.pixels, network, fine: this.form.grid.value === "8", show });
   }
 
   // The class that the network says, and the actual one, or else the second best.
   chooseClasses() {
-    const logits = [...this.history[0].answers[4].logits];
-    const said = argmax(logits);
-    logits[said] = -Infinity;
+    const { logits } = this.history[0].answers[4];
+    const [said, next] = range(logits.length).sort((a, b) => logits[b] - logits[a]);
     this.form.first.value = said;
-    this.form.second.value = [null, said].includes(this.actual) ? argmax(logits) : this.actual;
+    this.form.second.value = [null, said].includes(this.actual) ? next : this.actual;
     this.fresh = false;
   }
 
   // A stroke that comes before the last one is answered leaves that to be answered later.
   begin() {
-    const { now, net } = this;
+    const { now, net, network } = this;
     if (net.busy || net.waiting) {
-      net.answer(now.pixels, this.worlds.indexOf(this.world)).then((answer) => {
+      net.answer(now.pixels, network).then((answer) => {
         now.answers[4] = answer;
         this.draw();
       });
     }
     if (this.history.length > MOST_STROKES) this.history.splice(1, 1);
-    this.history.push({ pixels: this.now.pixels.slice(), answers: {} });
+    this.history.push({ pixels: now.pixels, answers: {} });
   }
 
-  change(pixels) {
-    this.begin();
+  goOn(pixels) {
     this.now.pixels = pixels;
     this.ask();
   }
 
+  change(pixels) {
+    this.begin();
+    this.goOn(pixels);
+  }
+
   undo(all) {
     this.history.splice(all ? 1 : Math.max(1, this.history.length - 1));
-    this.cut = null;
+    Object.assign(this, { cut: [], stroke: null });
     this.ask();
   }
 
   // ---- Tools
 
-  down(x, y) {
-    const [tool, spot] = [this.form.tool.value, [x, y].map(Math.floor)];
-    if (tool === "pick") return this.pick(...spot);
-    if (tool === "cell") return this.cover(Math.floor(y / 8) * 4 + Math.floor(x / 8));
-    this.stroke = { tool, from: [x, y], last: [x, y] };
-    if (tool === "cut") return this.beginCut(...spot);
-    this.begin();
-    const colour = this.form.colour.value.match(/\w\w/g).map((part) => parseInt(part, 16));
-    const { pixels } = this.now;
-    const inks = {
-      hide: () => filled(this.world.mean),
-      paint: () => filled(colour),
-      rub: () => this.history[0].pixels,
-      blur: () => blurred(pixels),
+  // What starts each tool, at a place; what it returns goes on, at each further place.
+  tools() {
+    const { form, now, blank } = this;
+    const colour = form.colour.value.match(/\w\w/g);
+    return {
+      hide: () => this.brush(blank),
+      paint: () => this.brush(filled(colour.map((part) => parseInt(part, 16)))),
+      rub: () => this.brush(this.history[0].pixels),
+      blur: () => this.brush(blurred(now.pixels)),
+      pick: (x, y) => this.pick(Math.floor(x), Math.floor(y)),
+      cell: (x, y) => this.cover(x, y),
+      cut: (x, y) => this.carry(x, y) ?? this.outline(),
     };
-    this.stroke.ink = inks[tool]();
+  }
+
+  down(x, y) {
+    this.cursor = [x, y];
+    this.stroke = this.tools()[this.form.tool.value](x, y);
     this.drag(x, y);
   }
 
   drag(x, y) {
-    if (!this.stroke) return;
-    const { tool, last, from } = this.stroke;
-    if (tool === "cut") return this.dragCut(x - from[0], y - from[1], x, y);
-    const steps = Math.ceil(2 * Math.hypot(x - last[0], y - last[1])) || 1;
-    for (const i of range(steps)) {
-      const share = (i + 1) / steps;
-      this.stamp(last[0] + share * (x - last[0]), last[1] + share * (y - last[1]));
-    }
-    this.stroke.last = [x, y];
-    this.ask();
+    this.stroke?.(x, y);
+    this.cursor = [x, y];
+    this.drawBoard();
   }
 
   up() {
     this.stroke = null;
-    this.drawBoard();
   }
 
-  stamp(x, y) {
+  brush(ink) {
+    this.begin();
     const radius = Math.max(0.71, this.form.size.value / 2);
-    for (const i of PIXELS) {
-      if (Math.hypot((i % SIDE) + 0.5 - x, Math.floor(i / SIDE) + 0.5 - y) > radius) continue;
-      for (const c of range(3)) {
-        const at = c * SIDE ** 2 + i;
-        this.now.pixels[at] = this.stroke.ink[at];
-      }
-    }
+    return (...place) => {
+      const isNear = (x, y) => distance(x, y, this.cursor, place) <= radius;
+      this.goOn(covered(this.now.pixels, ink, isNear));
+    };
   }
 
   pick(x, y) {
-    const parts = range(3).map((c) => this.now.pixels[(c * SIDE + y) * SIDE + x]);
+    const parts = range(3).map((c) => this.now.pixels[c * PIXELS + y * SIDE + x]);
     this.form.colour.value = `#${parts.map((part) => part.toString(16).padStart(2, "0")).join("")}`;
     this.form.tool.value = "paint";
   }
 
-  // An image with one of the 16 cells covered in the mean colour.
-  covered(pixels, cell) {
-    const isCovered = (x, y) => Math.floor(y / 8) * 4 + Math.floor(x / 8) === cell;
-    return remap(pixels, (x, y) => (isCovered(x, y) ? [-1, -1] : [x, y]), this.world.mean);
+  // An image with one cell of a grid in the mean colour.
+  without(pixels, cell, side = 4) {
+    return covered(pixels, this.blank, (x, y) => cellOf(x, y, side) === cell);
   }
 
-  cover(cell) {
-    if (this.task === "one") {
-      this.tried = [...this.tried, cell];
+  cover(x, y) {
+    const isTask = this.task === "one";
+    const side = isTask ? 4 : Number(this.form.grid.value);
+    const cell = cellOf(x, y, side);
+    if (isTask) {
+      this.tried.push(cell);
       this.history.splice(1);
     }
-    this.change(this.covered(this.now.pixels, cell));
+    this.change(this.without(this.now.pixels, cell, side));
   }
 
-  // A first drag frames a part of the image; a second one, from inside of the frame, moves it.
-  beginCut(x, y) {
-    const { cut, stroke } = this;
-    if (!cut || x < cut.left || x > cut.right || y < cut.top || y > cut.bottom) {
-      this.cut = { left: x, right: x, top: y, bottom: y };
-      return;
-    }
+  // A first drag draws an outline around a part of the image.
+  outline() {
+    this.cut = [];
+    return (...place) => this.cut.push(place);
+  }
+
+  // A second one, from inside of the outline, moves what it holds, and itself.
+  carry(fromX, fromY) {
+    const held = this.held();
+    if (!held[SIDE * Math.floor(fromY) + Math.floor(fromX)]) return;
+    const { cut } = this;
+    const { pixels } = this.now;
+    const isHeld = (x, y) => isInside(x, y) && held[SIDE * y + x];
     this.begin();
-    Object.assign(stroke, { cut, pixels: this.now.pixels.slice() });
+    return (x, y) => {
+      const [right, down] = [Math.round(x - fromX), Math.round(y - fromY)];
+      const from = (u, v) => {
+        if (isHeld(u - right, v - down)) return [u - right, v - down];
+        return isHeld(u, v) ? [-1, -1] : [u, v];
+      };
+      this.cut = cut.map(([u, v]) => [u + right, v + down]);
+      this.goOn(moved(pixels, this.blank, from));
+    };
   }
 
-  dragCut(right, down, x, y) {
-    const { cut, pixels, from } = this.stroke;
-    if (!cut) {
-      const [xs, ys] = [[from[0], x], [from[1], y]].map((ends) => ends.map(Math.floor));
-      const [left, top] = [Math.min(...xs), Math.min(...ys)];
-      this.cut = { left, top, right: Math.max(...xs), bottom: Math.max(...ys) };
-      return this.drawBoard();
-    }
-    const [dx, dy] = [right, down].map(Math.round);
-    const inside = (x, y) => x >= cut.left && x <= cut.right && y >= cut.top && y <= cut.bottom;
-    const source = (x, y) => {
-      if (inside(x - dx, y - dy)) return [x - dx, y - dy];
-      return inside(x, y) ? [-1, -1] : [x, y];
-    };
-    this.now.pixels = remap(pixels, source, this.world.mean);
-    const [left, top] = [cut.left + dx, cut.top + dy];
-    this.cut = { left, top, right: cut.right + dx, bottom: cut.bottom + dy };
-    this.ask();
+  // Of each pixel whether the outline holds it, or runs through its middle.
+  held() {
+    const context = this.board.getContext("2d");
+    const path = new Path2D(`M${this.cut.join("L")}Z`);
+    return range(PIXELS).map((i) => {
+      const place = [(i % SIDE) + 0.5, Math.floor(i / SIDE) + 0.5];
+      return context.isPointInPath(path, ...place) || context.isPointInStroke(path, ...place);
+    });
   }
 
   // ---- What the reader does
 
+  // What each button does.
   actions() {
-    const { mean } = this.world;
-    const move = (from) => () => this.change(remap(this.now.pixels, from, mean));
-    const brighten = (factor) => () => this.change(this.now.pixels.map((value) => value * factor));
+    const { pixels } = this.now;
+    const move = (from) => () => this.change(moved(pixels, this.blank, from));
+    const brighten = (factor) => () => this.change(pixels.map((value) => value * factor));
     return {
       undo: () => this.undo(),
       reset: () => this.undo(true),
-      blank: () => this.open(filled(this.world.mean)),
+      blank: () => this.open(this.blank),
       left: move((x, y) => [x + 1, y]),
       right: move((x, y) => [x - 1, y]),
       up: move((x, y) => [x, y + 1]),
@@ -446,25 +415,20 @@ class Live {
       few: () => this.start("few"),
       one: () => this.start("one"),
       cheat: () => this.start("cheat"),
+      compare: () => this.compare(),
+      corner: ({ value }) => this.guess(Number(value)),
       link: () => this.link(),
     };
   }
 
   listen() {
     const form = this.find("form");
-    form.onclick = ({ target }) => this.actions()[target.name]?.();
+    form.onclick = ({ target }) => this.actions()[target.name]?.(target);
     form.onchange = ({ target }) => {
-      if (target.name === "image") {
-        this.task = null;
-        this.openImage(Number(target.value));
-      } else if (target.type === "file") {
-        this.read(target.files[0]);
-        target.value = "";
-      } else if (target.name === "grid") {
-        this.ask();
-      } else {
-        this.draw();
-      }
+      if (target.name === "image") this.openImage(Number(target.value));
+      else if (target.type === "file") this.read(target.files[0]);
+      else if (target.name === "grid") this.ask();
+      this.draw();
     };
     form.onkeydown = (event) => {
       if (event.key.toLowerCase() !== "z" || !(event.ctrlKey || event.metaKey)) return;
@@ -483,36 +447,27 @@ class Live {
 
   listenToBoard() {
     const { board } = this;
-    const follow = ({ offsetX, offsetY }) => {
-      const places = [offsetX / board.clientWidth, offsetY / board.clientHeight];
-      this.cursor = places.map((share) => clamp(share * SIDE, 0, SIDE - 0.01));
-    };
+    const place = ({ offsetX, offsetY }) =>
+      [offsetX, offsetY].map((at) => clamp((at * SIDE) / board.clientWidth, 0, SIDE - 0.01));
     board.onpointerdown = (event) => {
       board.setPointerCapture(event.pointerId);
-      follow(event);
-      this.down(...this.cursor);
+      this.down(...place(event));
     };
-    board.onpointermove = (event) => {
-      follow(event);
-      this.drag(...this.cursor);
-      this.drawBrush(true);
-    };
+    board.onpointermove = (event) => this.drag(...place(event));
     board.onpointerup = board.onpointercancel = () => this.up();
-    board.onpointerleave = board.onblur = () => this.drawBrush(false);
     board.onkeydown = (event) => {
-      const step = STEPS[event.key];
+      const step = ARROWS[event.key];
       if (!step && event.key !== " ") return;
       event.preventDefault();
-      if (event.key === " ") return this.stroke ? this.up() : this.down(...this.cursor);
-      this.cursor = this.cursor.map((place, k) => clamp(Math.floor(place) + step[k], 0, 31) + 0.5);
-      this.drag(...this.cursor);
-      this.drawBrush(true);
+      const [x, y] = this.cursor.map(Math.floor);
+      if (step) this.drag(clamp(x + step[1], 0, 31) + 0.5, clamp(y + step[0], 0, 31) + 0.5);
+      else if (this.stroke) this.up();
+      else this.down(x + 0.5, y + 0.5);
     };
   }
 
   async read(file) {
     if (!file) return;
-    this.task = null;
     try {
       const pixels = await readImage(file);
       this.openWorld(0);
@@ -520,310 +475,228 @@ class Live {
     } catch {
       this.say("This is no image that the browser can read: save it as JPEG or PNG.");
     }
+    this.find("[type=file]").value = ""; // or the same file could not be chosen again
   }
 
   // ---- Drawing
 
+  // choices: names of buttons.
   say(text, ...choices) {
     this.find("#verdict").textContent = text;
-    const buttons = choices.map(([textContent, onclick]) => {
-      return make("button", { type: "button", textContent, onclick });
-    });
-    this.find("#choices").replaceChildren(...buttons);
+    for (const button of this.all("#choices button")) {
+      button.hidden = !choices.includes(button.name);
+    }
   }
 
   drawBoard() {
     const { pixels } = this.now;
-    paint(this.board, SIDE, SIDE, (i) => range(3).map((c) => pixels[c * SIDE ** 2 + i]));
-    const frame = this.find("#cut");
-    frame.hidden = !this.cut;
-    if (!this.cut) return;
-    const { left, right, top, bottom } = this.cut;
-    const edges = [top, SIDE - 1 - right, SIDE - 1 - bottom, left];
-    frame.style.inset = edges.map((count) => `${(100 * count) / SIDE}%`).join(" ");
-  }
-
-  drawBrush(isShown) {
-    const brush = this.find("#brush");
-    brush.hidden = !isShown || !["hide", "blur", "paint", "rub"].includes(this.form.tool.value);
-    const size = this.form.size.value;
-    const [left, top] = this.cursor.map((place) => `${((place - size / 2) * 100) / SIDE}%`);
-    const width = `${(size * 100) / SIDE}%`;
-    Object.assign(brush.style, { left, top, width, height: width });
+    paint(this.board, SIDE, SIDE, (i) => range(3).map((c) => pixels[c * PIXELS + i]));
+    this.find("#cut").setAttribute("points", this.cut.join(" "));
+    const [x, y] = this.cursor;
+    this.find("#brush").style.cssText = `cx: ${x}px; cy: ${y}px; r: ${this.form.size.value / 2}px`;
   }
 
   draw() {
-    const { classes } = this.world;
-    const grid = this.form.grid.value;
-    const answered = this.history.filter(({ answers }) => answers[4]);
+    const { classes, history, actual } = this;
+    const answered = history.filter(({ answers }) => answers[4]);
     if (!answered.length) return;
     const probabilities = answered.map(({ answers }) => softmax(answers[4].logits));
     const last = probabilities.at(-1);
     const said = argmax(last);
-    const outcome = said === this.actual ? "right ✓" : `wrong, it is ${classes[this.actual]} ✗`;
+    const outcome = said === actual ? ": right ✓" : `: wrong, it is ${classes[actual]} ✗`;
     this.find("#headline").textContent =
-      `It says ${classes[said]}, ${percent(last[said])} sure` +
-      (this.actual === null ? "" : `: ${outcome}`);
+      `It says ${classes[said]}, ${percent(last[said])} sure` + (actual === null ? "" : outcome);
     this.drawBars(last);
     this.drawLine(probabilities);
-    const newest = this.history.findLastIndex(({ answers }) => answers[grid]);
-    const [before, now] = [newest - 1, newest].map((i) => this.history[i]?.answers[grid]);
+    const grid = this.form.grid.value;
+    const newest = history.findLastIndex(({ answers }) => answers[grid]);
+    const [before, now] = [newest - 1, newest].map((i) => history[i]?.answers[grid]);
     if (now) this.drawMaps(now, before ?? now);
-    this.drawTask(said);
-  }
-
-  drawBars(probabilities) {
-    const { form, bars, world } = this;
-    const order = range(world.classes.length);
-    if (order.length > MOST_BARS) order.sort((a, b) => probabilities[b] - probabilities[a]);
-    for (const [i, bar] of bars.entries()) {
-      const [name, track, value] = bar.children;
-      bar.value = order[i];
-      name.textContent = world.classes[order[i]];
-      value.textContent = percent(probabilities[order[i]]);
-      track.firstChild.style.width = value.textContent.replace(" ", "");
-      const shown = ["second", "first"].filter((field) => form[field].value === bar.value);
-      bar.className = shown.join(" ");
-    }
+    const first = history[0].answers[4];
+    if (this.task && first) this.say(...this[this.task](said, argmax(first.logits)));
   }
 
   // The probabilities of the two classes after each stroke.
   drawLine(probabilities) {
     const steps = Math.max(1, probabilities.length - 1);
-    const svg = this.find("#line");
-    const line = (field) => {
-      const number = this.form[field].value;
-      return probabilities.map((shares, i) => `${(100 * i) / steps} ${100 - 100 * shares[number]}`);
-    };
-    const lines = ["second", "first"].map((field) => [field, line(field)]);
-    const paths = [["axis", ["0 0", "0 100", "100 100"]], ...lines];
-    svg.replaceChildren(
-      ...paths.map(([name, points]) => {
-        const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-        path.setAttribute("class", name);
-        path.setAttribute("d", `M${points.join("L")}${points.length < 2 ? "h100" : ""}`);
-        return path;
-      })
-    );
-    const name = this.world.classes[this.form.first.value];
-    const texts = probabilities.map((shares) => percent(shares[this.form.first.value]));
-    svg.ariaLabel = `probability of ${name}, stroke by stroke: ${texts.slice(-20).join(", ")}`;
+    for (const field of ["first", "second"]) {
+      const heights = probabilities.map((shares) => 100 - 100 * shares[this.form[field].value]);
+      const points = heights.map((height, i) => `${(100 * i) / steps} ${height}`);
+      const end = points.length < 2 ? "h100" : "";
+      this.find(`#line .${field}`).setAttribute("d", `M${points.join("L")}${end}`);
+    }
+    const { value } = this.form.first;
+    const texts = probabilities.slice(-20).map((shares) => percent(shares[value]));
+    this.find("#line").ariaLabel =
+      `probability of ${this.classes[value]}, stroke by stroke: ${texts.join(", ")}`;
   }
 
   // The maps of the two classes, their difference, and what the last stroke took from the first.
   drawMaps(now, before) {
-    const { classes } = this.world;
-    const [first, second] = ["first", "second"].map((field) => this.form[field].value);
-    const maps = [now.maps[first], now.maps[second], minus(now.maps[first], now.maps[second])];
-    maps.push(minus(before.maps[first], now.maps[first]));
-    const [one, two] = [now.biases[first], now.biases[second]];
-    const biases = [one, two, one - two, 0];
-    this.panels[2].head.textContent = `${classes[first]} − ${classes[second]}`;
-    this.panels[3].head.textContent = `${classes[first]}, before the stroke − now`;
-    const limit = Math.max(...maps.flat().map(Math.abs)) || 1;
-    const overlay = this.form.view.value === "overlay";
-    const isOther = this.shown?.grid !== now.grid;
-    this.shown = { maps, grid: now.grid };
-    if (isOther) this.point();
-    for (const [k, { canvas, cells, total }] of this.panels.entries()) {
-      this.drawMap(canvas, maps[k], now.grid, limit, overlay);
-      const withNumbers = now.grid === 4 && !overlay;
-      const texts = withNumbers ? maps[k] : [];
-      cells.style.gridTemplate = "repeat(4, 1fr) / repeat(4, 1fr)";
-      cells.replaceChildren(
-        ...texts.map((value) => {
-          const color = Math.abs(value) > 0.6 * limit ? "white" : "black";
-          const text = make("span", { textContent: decimals(value) });
-          text.style.color = color;
-          return text;
-        })
-      );
-      const cellSum = sum(maps[k]);
-      const names = ["the first class", "the second class", "their difference", "the change"];
-      canvas.ariaLabel = `map of ${names[k]}`;
-      const cellsName = `${maps[k].length} cells`;
-      const rows = { [cellsName]: cellSum, bias: biases[k], logit: cellSum + biases[k] };
-      total.replaceChildren(
-        ...Object.entries(rows).flatMap(([name, value]) => [
-          make("dt", { textContent: k > 1 && name === "logit" ? "logits" : name }),
-          make("dd", { textContent: decimals(value) }),
-        ])
-      );
-    }
-    const [low, high] = this.root.querySelectorAll("#evidence span");
-    [low.textContent, high.textContent] = [signed(-limit), signed(limit)];
+    const { classes, form } = this;
+    const [first, second] = [form.first.value, form.second.value];
+    const [map, other] = [now.maps[first], now.maps[second]];
+    const [bias, otherBias] = [now.biases[first], now.biases[second]];
+    this.maps = [map, other, minus(map, other), minus(before.maps[first], map)];
+    this.side = now.grid;
+    const biases = [bias, otherBias, bias - otherBias, 0];
+    const limit = Math.max(...this.maps.flat().map(Math.abs)) || 1;
+    this.all(".panels figure").forEach((panel, k) => {
+      this.drawPanel(panel, this.maps[k], biases[k], limit);
+    });
+    this.find("#difference").textContent = `${classes[first]} − ${classes[second]}`;
+    this.find("#change").textContent = `${classes[first]}, before the stroke − now`;
+    this.drawScale(limit);
+    this.drawReading();
   }
 
-  drawMap(canvas, map, grid, limit, overlay) {
-    const colour = (cell) => tint(this.colours, (map[cell] / limit + 1) / 2);
-    if (!overlay) return paint(canvas, grid, grid, colour);
-    const { pixels } = this.now;
-    paint(canvas, SIDE, SIDE, (i) => {
-      const places = [Math.floor(i / SIDE), i % SIDE];
-      const [row, column] = places.map((place) => Math.floor((place * grid) / SIDE));
-      const cell = grid * row + column;
-      const grey = (pixels[i] + pixels[i + SIDE ** 2] + pixels[i + 2 * SIDE ** 2]) / 3;
-      return [...colour(cell)].map((value) => 0.55 * value + 0.45 * grey);
+  drawPanel(panel, map, bias, limit) {
+    const [under, canvas] = panel.querySelectorAll("canvas");
+    under.getContext("2d").drawImage(this.board, 0, 0);
+    this.drawCells(canvas, map, this.side, limit);
+    const texts = map.map((value) => {
+      const className = Math.abs(value) > 0.6 * limit ? "strong" : "";
+      return make("span", { className, textContent: decimals(value) });
+    });
+    panel.querySelector(".cells").replaceChildren(...texts);
+    panel.querySelector("dt").textContent = `${map.length} cells`;
+    const total = sum(map);
+    panel.querySelectorAll("dd").forEach((number, i) => {
+      number.textContent = decimals([total, bias, total + bias][i]);
     });
   }
 
-  // Point at a place of the maps, by shares of width and height, or at none.
-  point(...place) {
-    if (!this.shown) return;
-    const { maps, grid } = this.shown;
-    const [column, row] = place.map((share) => clamp(Math.floor(share * grid), 0, grid - 1));
-    for (const mark of [this.find("#cell"), ...this.panels.map((panel) => panel.mark)]) {
-      mark.hidden = !place.length;
-      const edges = [row, grid - 1 - column, grid - 1 - row, column];
-      mark.style.inset = edges.map((count) => `${(100 * count) / grid}%`).join(" ");
+  // The values of the cell that is pointed at.
+  drawReading() {
+    const cell = this.markCell();
+    let text = "";
+    if (cell && this.maps.length) {
+      const [row, column] = cell;
+      const values = this.maps.map((map) => decimals(map[row * this.side + column]));
+      const [change] = values.splice(3);
+      text = `Row ${row + 1}, column ${column + 1}: ${values.join(", ")}; change ${change}`;
     }
-    const texts = maps.map((map) => decimals(map[row * grid + column] ?? 0));
-    const where = `Row ${row + 1}, column ${column + 1}`;
-    const values = `${texts.slice(0, 3).join(", ")}; change ${texts[3]}`;
-    const finer = "The finer network's logits are close to those of the bars above, not equal.";
-    const otherwise = grid === 8 ? finer : "";
-    this.find("#reading").textContent = place.length ? `${where}: ${values}` : otherwise;
+    this.find("#reading").textContent = text;
   }
 
   // ---- Tasks
 
   start(task) {
-    this.task = null;
     const isCheat = task === "cheat";
-    if (isCheat !== (this.world === this.worlds[1])) this.openWorld(isCheat ? 1 : 0);
-    const fits = this.world.rows.flatMap(([actual, said], i) => {
+    this.openWorld(isCheat ? 1 : 0);
+    const { rows } = this.world;
+    const fits = rows.flatMap(([actual, said], i) => {
       return isCheat || (task === "one") === (actual !== said) ? [i] : [];
     });
+    if (!fits.length) return this.say("None of these images will do for this.");
     this.openImage(fits[Math.floor(Math.random() * fits.length)]);
-    Object.assign(this, { task, tried: [] });
+    this.task = task;
     this.form.tool.value = task === "one" ? "cell" : "hide";
   }
 
-  drawTask(said) {
-    const { classes } = this.world;
-    const [original] = this.history;
-    const at = original.answers[4] && argmax(original.answers[4].logits);
-    if (this.task === "few") {
-      const change = `${this.hidden()} of ${SIDE ** 2} pixels`;
-      const aim = `Change the answer by hiding as few pixels as you can. So far: ${change}`;
-      if (said === at) this.say(`${aim}, and it still says ${classes[said]}.`);
-      else {
-        const compare = ["and by the map's order?", () => this.compare(at)];
-        this.say(`${change} turn ${classes[at]} into ${classes[said]}.`, compare);
-      }
-    } else if (this.task === "one") {
-      const where = ([row, column]) => `row ${row + 1}, column ${column + 1}`;
-      const last = this.tried.at(-1);
-      const tries = this.tried.length;
+  // Of each task: what there is to do, or what came of it, and the buttons to go on with.
+  // said: the class; at: the class that was said of the original.
+  few(said, at) {
+    const { classes } = this;
+    const change = `${this.hidden()} of ${PIXELS} pixels`;
+    if (said !== at) return [`${change} turn ${classes[at]} into ${classes[said]}.`, "compare"];
+    const aim = "Change the answer by hiding as few pixels as you can.";
+    return [`${aim} So far: ${change}, and it still says ${classes[said]}.`];
+  }
+
+  one(said) {
+    const { classes, actual, tried } = this;
+    if (said !== actual) {
+      const mistake = `It says ${classes[said]}, but it is ${classes[actual]}.`;
       const aim = "Which one of the 16 cells must be covered to put it right?";
-      const mistake = `It says ${classes[said]}, but it is ${classes[this.actual]}.`;
-      if (said !== this.actual) this.say(`${mistake} ${aim} Tries: ${tries}.`);
-      else {
-        const place = where([last >> 2, last % 4]);
-        const after = `Right after ${tries} ${tries === 1 ? "try" : "tries"}`;
-        const tryAll = ["how many cells do it?", () => this.tryAll()];
-        this.say(`${after}: with ${place} covered it says ${classes[said]}.`, tryAll);
-      }
-    } else if (this.task === "cheat" && this.tried.length) {
-      const [guess, strokes] = this.tried;
-      const verdict = guess === this.world.corner ? "Right" : "No";
-      this.say(
-        `${verdict}, after ${strokes} ${strokes === 1 ? "stroke" : "strokes"}: it looks at the ` +
-          `${CORNERS[this.world.corner]} corner.`
-      );
-    } else if (this.task === "cheat") {
-      const guess = (corner) => {
-        this.tried = [corner, this.history.length - 1];
-        this.draw();
-      };
-      this.say(
+      return [`${mistake} ${aim} Tries: ${tried.length}.`];
+    }
+    const last = tried.at(-1);
+    const place = `row ${Math.floor(last / 4) + 1}, column ${(last % 4) + 1}`;
+    const after = `Right after ${tried.length} ${tried.length === 1 ? "try" : "tries"}`;
+    return [`${after}: with ${place} covered it says ${classes[said]}.`];
+  }
+
+  cheat() {
+    if (!this.tried.length) {
+      return [
         "This network has learned from images with a coloured square in each corner, and one of " +
           "them always told the class. Which one? Cover them, paint them, watch; then say.",
-        ...CORNERS.map((corner, i) => [corner, () => guess(i)])
-      );
+        "corner",
+      ];
     }
+    const [guess, strokes] = this.tried;
+    const { corner } = this.world;
+    const verdict = `${guess === corner ? "Right" : "No"}, after ${strokes} `;
+    const noun = strokes === 1 ? "stroke" : "strokes";
+    return [`${verdict}${noun}: it looks at the ${CORNERS[corner]} corner.`];
+  }
+
+  guess(corner) {
+    this.tried = [corner, this.history.length - 1];
+    this.draw();
   }
 
   // How many pixels differ from the original's.
   hidden() {
-    const [now, before] = [this.now.pixels, this.history[0].pixels];
-    const differs = (i) => now[i] !== before[i];
-    const channels = (i) => range(3).map((c) => c * SIDE ** 2 + i);
-    return PIXELS.filter((i) => channels(i).some(differs)).length;
+    const changed = minus([...this.now.pixels], this.history[0].pixels);
+    return range(PIXELS).filter((i) => range(3).some((c) => changed[c * PIXELS + i])).length;
   }
 
   // How many pixels must be hidden, cell by cell, until the answer changes: in the order of the
   // class's map, of the next image's map of its own class, and at random.
-  async compare(said) {
-    const { world, task } = this;
+  async compare() {
     const [{ pixels, answers }] = this.history;
-    const network = this.worlds.indexOf(world);
-    const other = (Number(this.form.image.value) + 1) % world.rows.length;
-    const { maps, logits } = await this.net.answer(this.imageOf(other), network);
-    const byMap = (map) => range(16).sort((a, b) => map[b] - map[a]);
+    const said = argmax(answers[4].logits);
+    const next = (Number(this.form.image.value) + 1) % this.world.rows.length;
+    const other = await this.net.answer(this.imageOf(next), this.network);
     const random = range(16).map(() => Math.random());
-    const orders = [answers[4].maps[said], maps[argmax(logits)], random].map(byMap);
     const needed = [];
-    for (const order of orders) {
-      let [count, hidden, answer] = [0, pixels, said];
-      while (answer === said && count < 16) {
-        hidden = this.covered(hidden, order[count++]);
-        answer = argmax((await this.net.answer(hidden, network)).logits);
-      }
-      needed.push(answer === said ? "all are not enough" : 64 * count);
+    for (const map of [answers[4].maps[said], other.maps[argmax(other.logits)], random]) {
+      needed.push(await this.needed(pixels, said, map));
     }
-    if (this.task !== task || this.history[0].pixels !== pixels) return;
-    const [own, others, chance] = needed;
+    if (this.history[0].pixels !== pixels) return;
     this.say(
       `You hid ${this.hidden()} pixels. Whole cells of 64 pixels, the strongest first: in the ` +
-        `order of this image's map ${own}, of another image's map ${others}, ` +
-        `in a random order ${chance}.`
+        `order of this image's map ${needed[0]}, of another image's map ${needed[1]}, ` +
+        `in a random order ${needed[2]}.`
     );
   }
 
-  // Which single cells put the mistake right.
-  async tryAll() {
-    const [{ pixels, answers }] = this.history;
-    const { actual, world } = this;
-    const network = this.worlds.indexOf(world);
-    const { maps, logits } = answers[4];
-    const difference = minus(maps[argmax(logits)], maps[actual]);
-    const right = [];
-    for (const cell of range(16)) {
-      const answer = await this.net.answer(this.covered(pixels, cell), network);
-      if (argmax(answer.logits) === actual) right.push(cell);
+  async needed(pixels, said, map) {
+    const order = range(16).sort((a, b) => map[b] - map[a]);
+    for (const [i, cell] of order.entries()) {
+      pixels = this.without(pixels, cell);
+      const { logits } = await this.net.answer(pixels, this.network);
+      if (argmax(logits) !== said) return 64 * (i + 1);
     }
-    if (this.history[0].pixels !== pixels) return;
-    const does = right.includes(argmax(difference)) ? "is one of them" : "is not among them";
-    this.say(
-      `${right.length} of the 16 cells put it right. ` +
-        `The strongest cell of the difference map ${does}.`,
-      ["another mistake", () => this.start("one")]
-    );
+    return "all are not enough";
   }
 
   // An address that leads to what is shown, with the task and its score.
   async link() {
-    const image = Number(this.form.image.value);
-    const edit = await pack(this.now.pixels, this.imageOf(image));
-    const world = this.worlds.indexOf(this.world);
-    const parts = { world, image, edit, task: this.task ?? "", tried: this.tried ?? "" };
+    const { network, task, tried, form } = this;
+    const image = form.image.value; // none: the reader's own
+    const edit = await pack(this.now.pixels, image ? this.imageOf(image) : this.blank);
+    const parts = { network, image, edit, task: task ?? "", tried };
     history.replaceState(null, "", `#${new URLSearchParams(parts)}`);
     this.say("The page's address leads to this image now: copy it from the browser's address bar.");
   }
 
   async recall() {
     const parts = new URLSearchParams(location.hash.slice(1));
-    this.openWorld(parts.get("world") === "1" && this.worlds[1] ? 1 : 0);
-    const image = clamp(Math.floor(Number(parts.get("image"))) || 0, 0, this.world.rows.length - 1);
-    this.openImage(image);
-    this.say("");
-    const edit = parts.get("edit");
-    const differences = edit && (await inflate(edit).catch(() => null));
-    if (differences?.length !== 3 * SIDE ** 2) return;
-    const cells = (parts.get("tried") ?? "").split(",").filter(Boolean).map(Number);
-    Object.assign(this, { task: parts.get("task"), tried: cells });
-    const pixels = this.now.pixels.map((value, i) => value ^ (differences[i] & 255));
+    this.openWorld(parts.get("network") === "1" && this.worlds[1] ? 1 : 0);
+    const isOwn = parts.get("image") === "";
+    const last = this.world.rows.length - 1;
+    this.openImage(clamp(Math.floor(Number(parts.get("image"))) || 0, 0, last));
+    const original = isOwn ? this.blank : this.now.pixels;
+    const differences = await inflate(parts.get("edit") ?? "").catch(() => []);
+    if (differences.length !== 3 * PIXELS) return;
+    const pixels = original.map((value, i) => value ^ (differences[i] & 255));
+    if (isOwn) return this.open(pixels);
+    const task = parts.get("task");
+    this.task = ["few", "one", "cheat"].includes(task) ? task : null;
+    this.tried = (parts.get("tried") ?? "").split(",").filter(Boolean).map(Number);
     if (differences.some(Boolean)) this.change(pixels);
   }
 }

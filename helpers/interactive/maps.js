@@ -1,5 +1,8 @@
-// What the explorer and the game share: maps and their colours, elements, and the way onto a page.
-// `embed` in embed.py joins this file and one of the other two, and writes the figure and the data.
+// What the explorer, the game and the live page share: maps and their colours, elements, and the way
+// onto a page. `embed` in embed.py joins this file and theirs, and writes the figure and the data.
+
+const MOST_BARS = 12; // classes up to which each has a bar
+const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 // ---- Numbers and bytes
 
@@ -23,16 +26,8 @@ function make(tag, properties, ...children) {
   return element;
 }
 
-// A class's bar: a click chooses the first class of a page's form, with the shift key the second.
-function makeBar(page) {
-  const track = make("span", { className: "track" }, make("i"));
-  const bar = make("button", { type: "button" }, make("span"), track, make("span"));
-  bar.onclick = ({ shiftKey }) => {
-    page.form[shiftKey ? "second" : "first"].value = bar.value;
-    page.draw();
-  };
-  return bar;
-}
+const options = (texts) =>
+  texts.map((textContent, value) => make("option", { value, textContent }));
 
 // Draw columns x rows pixels; colour(i) gives the red, green and blue of pixel i, 0 to 255.
 function paint(canvas, columns, rows, colour) {
@@ -70,6 +65,110 @@ function heatmap(cells, side, size) {
   );
   const peak = Math.max(...heat) || 1;
   return heat.map((value) => value / peak);
+}
+
+// ---- What the explorer and the live page share
+
+// root: a shadow root with a form in which two classes are chosen, their bars, and maps. A page has
+// `classes`, `draw`, `drawReading`, and `side`, the number of cells in a row of the maps shown.
+class MapPage {
+  constructor(root, palettes) {
+    this.root = root;
+    this.form = this.find("form").elements;
+    this.pointed = null; // what is pointed at on a map: shares of its height and width
+    [this.heatColours, this.signedColours] = palettes.map(bytes);
+    const rgb = (share) => `rgb(${tint(this.signedColours, share)})`;
+    const [first, second] = [rgb(0.87), rgb(0.15)]; // strong, but seen on light and on dark
+    root.host.style.cssText = `--first: ${first}; --second: ${second}`;
+    paint(this.find("#evidence canvas"), 256, 1, (i) => tint(this.signedColours, i / 256));
+    this.mapCanvases = this.all(".panels canvas[tabindex]");
+    for (const canvas of this.mapCanvases) this.listenToMap(canvas);
+  }
+
+  find(selector) {
+    return this.root.querySelector(selector);
+  }
+
+  all(selector) {
+    return [...this.root.querySelectorAll(selector)];
+  }
+
+  // A click on a bar chooses the first class, with the shift key the second.
+  makeBars() {
+    const bars = range(Math.min(this.classes.length, MOST_BARS)).map(() => {
+      const track = make("span", { className: "track" }, make("i"));
+      const bar = make("button", { type: "button" }, make("span"), track, make("span"));
+      bar.onclick = ({ shiftKey }) => {
+        this.form[shiftKey ? "second" : "first"].value = bar.value;
+        this.draw();
+      };
+      return bar;
+    });
+    this.find("#bars").replaceChildren(...bars);
+  }
+
+  // Of the likeliest classes, where there are more classes than bars.
+  drawBars(probabilities) {
+    const { form, classes } = this;
+    const order = range(classes.length);
+    if (classes.length > MOST_BARS) order.sort((a, b) => probabilities[b] - probabilities[a]);
+    this.all("#bars button").forEach((bar, i) => {
+      const number = order[i];
+      const [name, track, value] = bar.children;
+      bar.value = number;
+      name.textContent = classes[number];
+      value.textContent = percent(probabilities[number]);
+      track.firstChild.style.width = `${100 * probabilities[number]}%`;
+      const shown = ["first", "second"].filter((field) => Number(form[field].value) === number);
+      bar.className = shown.join(" ");
+    });
+  }
+
+  // A map cell by cell, white at zero.
+  drawCells(canvas, map, side, limit) {
+    paint(canvas, side, side, (i) => tint(this.signedColours, (map[i] / limit + 1) / 2));
+  }
+
+  drawScale(limit) {
+    const [low, high] = this.all("#evidence span");
+    low.textContent = signed(-limit);
+    high.textContent = signed(limit);
+  }
+
+  // Arrow keys go from cell to cell.
+  listenToMap(canvas) {
+    canvas.onpointermove = ({ offsetX, offsetY }) => {
+      this.point([offsetY / canvas.clientHeight, offsetX / canvas.clientWidth]);
+    };
+    canvas.onpointerleave = () => this.point(null);
+    canvas.onblur = () => this.point(null);
+    canvas.onkeydown = (event) => {
+      if (!ARROWS[event.key]) return;
+      event.preventDefault();
+      const place = this.pointed ?? [0.5, 0.5];
+      this.point(place.map((share, k) => share + ARROWS[event.key][k] / this.side));
+    };
+  }
+
+  // Point at a place on the maps, by shares of their height and width; null: at none.
+  point(place) {
+    this.pointed = place && place.map((share) => Math.min(0.999, Math.max(0, share)));
+    this.drawReading();
+  }
+
+  // The row and column of the cell that is pointed at, with a frame around it on every panel.
+  markCell() {
+    const { side } = this;
+    const cell = this.pointed && this.pointed.map((share) => Math.floor(share * side));
+    for (const mark of this.all("figure i, #cell")) {
+      mark.hidden = !cell;
+      if (!cell) continue;
+      const [row, column] = cell;
+      const edges = [row, side - 1 - column, side - 1 - row, column]; // top, right, bottom, left
+      mark.style.inset = edges.map((count) => `${(100 * count) / side}%`).join(" ");
+    }
+    return cell;
+  }
 }
 
 // ---- The way onto a page
