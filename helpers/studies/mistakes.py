@@ -66,19 +66,18 @@ def train(study: runs.Study) -> pd.DataFrame:
         Arm.STRONGER_FOR_ALL: {"stronger_classes": study.train.classes},
     }
     _train_arms(study, range(study.seeds), changes)
-    shifted: dict[runs.Run, runs.Call] = {}
-    for seed in range(study.seeds):
-        shifted[seed, Arm.LOGIT_SHIFT] = (score, Arm.LOGIT_SHIFT, seed, "validation")
-    table = study.run_missing(shifted)
+    shift = Arm.LOGIT_SHIFT
+    table = study.run_missing(
+        {(seed, shift): (score, shift, seed, "validation") for seed in range(study.seeds)}
+    )
     _write(study, "-maps", mistakes_summary.changed_maps(outcomes(study)))
     return table
 
 
 def _train_arms(study: runs.Study, seeds: range, changes: dict[Arm, dict[str, Any]]) -> None:
-    calls: dict[runs.Run, runs.Call] = {}
-    for seed, arm in product(seeds, changes):
-        calls[seed, arm] = (train_arm, arm, seed, changes[arm])
-    study.run_missing(calls)
+    study.run_missing(
+        {(seed, arm): (train_arm, arm, seed, changes[arm]) for seed, arm in product(seeds, changes)}
+    )
 
 
 def train_arm(study: runs.Study, arm: Arm, seed: int, changes: dict) -> dict[str, float]:
@@ -190,20 +189,16 @@ def outcomes(study: runs.Study) -> Outcomes:
     images, labels = study.validation.tensor(), study.validation.labels
     correct: dict[Arm, np.ndarray] = {}
     maps: dict[Arm, torch.Tensor] = {}
-    log_probabilities = []
+    probabilities: dict[Arm, np.ndarray] = {}
     for arm in TRAINED:
         found = [calibrated_predictions(study, arm, s, "validation") for s in range(study.seeds)]
-        correct[arm] = np.stack([predictions.correct for predictions in found])
         networks = [load_network(study, arm, seed) for seed in range(study.seeds)]
-        maps[arm] = (
-            torch.stack([maps_of(net, images, labels)["own map"] for net in networks])
-            .half()
-            .float()
-        )
-        if arm == Arm.RECIPE:
-            actual = np.arange(len(labels)), labels
-            log_probabilities = [np.log(predictions.probabilities[actual]) for predictions in found]
-    return Outcomes(labels, correct, np.stack(log_probabilities), maps)
+        of_seeds = [maps_of(network, images, labels)["own map"] for network in networks]
+        maps[arm] = torch.stack(of_seeds).half().float()  # so the records were made
+        correct[arm] = np.stack([said.correct for said in found])
+        probabilities[arm] = np.stack([said.probabilities for said in found])
+    of_labels = probabilities[Arm.RECIPE][:, np.arange(len(labels)), labels]
+    return Outcomes(labels, correct, np.log(of_labels), maps)
 
 
 def open_test_set(study: runs.Study) -> pd.DataFrame:

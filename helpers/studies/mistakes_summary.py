@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from scipy.spatial import cKDTree
 
 from helpers.similarity import rank_correlation
 from helpers.support.intervals import holm, student_half_width
@@ -37,11 +36,6 @@ TRAINED: list[Arm] = [arm for arm in Arm if arm is not Arm.LOGIT_SHIFT]
 TAKEN_FOR_WEAK = "others taken for the weak"  # the column of `mistakes.taken_for_weak`
 
 NEIGHBOURS = 5  # images of the same class that an image is compared with
-
-
-def _p_value(mean: float, error: float, degrees_of_freedom: int) -> float:
-    """That a mean is 0, by Student's t, both sides."""
-    return 2 * stats.t.sf(abs(mean / error), degrees_of_freedom)
 
 
 @dataclass(frozen=True)
@@ -127,20 +121,12 @@ def nearest_of_class(
 
     Returns:
         (n, k) indices, the nearest first. k is NEIGHBOURS, or the fewest candidates that any class
-        among the chosen has; 0 for no image.
+        among the chosen has.
     """
-    classes = np.unique(labels[chosen])
-    members = {label: candidates[labels[candidates] == label] for label in classes}
-    count = min([NEIGHBOURS, *(len(of_class) for of_class in members.values())])
-    nearest = np.empty((len(chosen), count if len(chosen) else 0), dtype=int)
-    if nearest.size == 0:
-        return nearest
-    for label, of_class in members.items():
-        rows = labels[chosen] == label
-        ranks = np.arange(count) + 1  # a list of ranks gives a column each, even for one
-        _, found = cKDTree(points[of_class]).query(points[chosen[rows]], ranks)
-        nearest[rows] = of_class[found]
-    return nearest
+    distances = np.linalg.norm(points[chosen][:, None] - points[candidates], axis=2)
+    distances[labels[chosen][:, None] != labels[candidates]] = np.inf
+    count = np.isfinite(distances).sum(axis=1).min(initial=NEIGHBOURS)
+    return candidates[distances.argsort(axis=1, kind="stable")[:, :count]]
 
 
 def _map_scores(
@@ -187,17 +173,17 @@ def summarise_maps(table: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for name, pairs in table.groupby(["arm", "group"]):
         means = _weighted_means(pairs, scores)
-        jackknifed = np.array([part["excess"] for part in _without_each_seed(pairs, scores)])
+        excess = means["excess"]
+        jackknifed = [part["excess"] for part in _without_each_seed(pairs, scores)]
         degrees_of_freedom = len(jackknifed) - 1
         error = degrees_of_freedom * stats.sem(jackknifed)
         half_width = student_half_width(error, degrees_of_freedom)
-        excess = means["excess"]
         rows[name] = {
             "images": pairs["images"].mean(),
             **means,
             "from": excess - half_width,
             "to": excess + half_width,
-            "p": _p_value(excess, error, degrees_of_freedom),
+            "p": 2 * stats.t.sf(abs(excess / error), degrees_of_freedom),
         }
     found = pd.DataFrame(rows).T
     return found.assign(corrected=holm(found["p"]))

@@ -280,7 +280,7 @@ def train_and_test(study: Study, variant: str, seed: int, changes: dict) -> dict
 
 def train_variants(
     argv: list[str] | None,
-    name: str,
+    study_name: str,
     recipe: TrainConfig,
     changes: dict[str, dict[str, Any]],
     function: Callable[[Study, str, int, dict], dict[str, float]],
@@ -290,18 +290,18 @@ def train_variants(
 
     Args:
         argv: options.
-        name: of the study's module.
+        study_name: its module's.
         recipe: its values are the defaults.
         changes: {variant: {field: value}}, to the recipe.
         function: makes a row of study, variant, seed and changes.
         **defaults: of the options; `variants` are those to train.
     """
-    parser = study_parser(name, recipe, ("epochs", "image_sizes"), **defaults)
+    parser = study_parser(study_name, recipe, ("epochs", "image_sizes"), **defaults)
     parser.add_argument(
         "--variants", nargs="+", choices=list(changes), metavar="NAME", help="which to train"
     )
     args = parser.parse_args(argv)
-    study = study_from_args(args, name, recipe)
+    study = study_from_args(args, study_name, recipe)
     calls: dict[Run, Call] = {}
     for seed, variant in product(range(study.seeds), args.variants):
         calls[seed, variant] = (function, variant, seed, changes[variant])
