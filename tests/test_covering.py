@@ -61,8 +61,6 @@ def test_rules_by_hand():
     assert found["map of another image"].tolist() == [0.5, 1, 0]
     alike = found["map of another image, same two classes"]
     assert alike[:2].tolist() == [0, 1] and np.isnan(alike[2])
-    assert found["any block"].tolist() == [1 / 16, 2 / 16, 0]
-    assert found["own map, weakest block"].tolist() == [0, 0, 0]
     assert found["best of sixteen"].tolist() == [1, 1, 0]
     row = covering.rates(found).loc["map of another image"]
     assert row["mean"] == 0.5 and row["images"] == 3
@@ -104,7 +102,7 @@ def test_the_study_has_rows_for_each_group_and_paint(model, monkeypatch):
     predictions = Predictions(logits, labels, dataset.classes)
     monkeypatch.setattr(covering, "predict", lambda *of: predictions)
     rows = covering.cover(model, dataset)
-    assert len(rows) == 5 * 2 * 8
+    assert len(rows) == 5 * 2 * 6
     images = dict(zip(rows["group"], rows["images"]))
     assert [images[name] for name in ("mistakes", "right, as close", covering.LESS)] == [3, 3, 3]
     second = [f"{name}{covering.SECOND}" for name in ("mistakes", covering.LESS)]
@@ -165,32 +163,23 @@ def test_top_cell_by_hand():
     drops = np.zeros((2, 3, 16))
     drops[0, :, 5], drops[1, :, 6] = (2, -1, 0.5), (1, -0.5, 0)
     assert likeness.top_cells(drops).tolist() == [[5, 6], [0, 0]]
-    rows = likeness.beneath_the_top_cell(drops, of=0).values()
-    assert [row["same"] for row in rows] == [-1.5, 0.75, -0.25, 1.0]
-    assert all(row["other"] == 0 for row in rows)
-    swapped = likeness.beneath_the_top_cell(drops[:, [1, 0, 2]], of=1).values()
-    assert [row["same"] for row in swapped] == [0.75, -1.5, -0.25, 1.0]
+    found = likeness.gain_at_top_cell(drops, of=0)
+    assert [found[name] for name in ("images", "same", "other", "difference")] == [2, 1, 0, 1]
+    swapped = likeness.gain_at_top_cell(drops[:, [1, 0, 2]], of=1)
+    assert swapped == found
 
 
 @pytest.mark.filterwarnings("ignore")  # no two mistakes are of one kind
 def test_likeness_has_rows_for_each_null_and_zero_of_both_groups(model):
     test = load_dataset("shapes10", train_size=1, test_size=40).test
     table = likeness.compare(model, test).set_index(["comparison", "null"])
-    assert len(table) == 2 * (2 * 2 * 4 + 2 * 4 + 1 + 1 + 3)
+    assert len(table) == 2 * (2 * 2 * 4 + 2 + 1 + 3)
     assert set(table["group"]) == {"mistakes", "right, as close"}
     first, _ = table.loc[("its two classes", "another image"), "same"]
     predictions = evaluation.predict(model, test)
     wrong, roles = covering.groups(predictions)["mistakes"]
     maps = GradCAM(model).evidence(test.tensor(wrong), roles).flatten(2)
     assert first == pytest.approx(np.mean([np.corrcoef(of_image)[0, 1] for of_image in maps]))
-
-
-def test_likeness_of_classes_that_share_weights_is_one(model):
-    with torch.no_grad():
-        model.fc.weight[1] = 2 * model.fc.weight[0]
-    assert likeness.likeness_of_weights(model)[0] == pytest.approx(1)
-    maps = GradCAM(model).evidence(torch.rand(3, 3, 32, 32), torch.arange(10).expand(3, 10))
-    assert likeness.likeness_of_classes(maps.flatten(2).numpy())[0] == pytest.approx(1)
 
 
 def test_two_networks_of_one_name_are_refused_before_anything_is_measured(

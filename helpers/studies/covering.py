@@ -73,10 +73,9 @@ def turned_by_rule(
         roles: (N, 2), the two classes of each image's own map.
 
     Returns:
-        A row for each image and a column for each rule, in [0, 1]. Beside the rules given: the own
-        map's weakest block; the block that another image's own map marks, averaged over all other
-        images, and over those of the same two classes (NaN where there is none); any block,
-        averaged; and the best of all.
+        A row for each image and a column for each rule, in [0, 1]. Beside the rules given: the
+        block that another image's own map marks, averaged over all other images, and over those of
+        the same two classes (NaN where there is none); and the best of all.
     """
     rows = np.arange(len(turned))
     # Row: whose image, column: whose map.
@@ -86,8 +85,6 @@ def turned_by_rule(
         **{rule: turned[rows, values.argmax(1)] for rule, values in marks.items()},
         "map of another image": by_other.mean(axis=1),
         "map of another image, same two classes": by_other.where(same_classes).mean(axis=1),
-        "any block": turned.mean(1),
-        "own map, weakest block": turned[rows, marks[OWN].argmin(1)],
         "best of sixteen": turned.any(1),
     }
     return pd.DataFrame(found).astype(float)

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from helpers.data import Dataset
-from helpers.evaluation import Predictions, margin_matched_correct
+from helpers.evaluation import Predictions, margin_matched_correct, predict
 from helpers.explanation import derangement
-from helpers.gradcam import GradCAM
-from helpers.model import PreActResNet, activations, dilated
+from helpers.model import PreActResNet, dilated
 from helpers.studies.networks import network_parser, write_rows
 from helpers.studies.trust import (
     compare_orders,
@@ -28,61 +27,29 @@ from helpers.studies.trust import (
     right_predictions,
 )
 from helpers.support.command import one_line_errors
-from helpers.support.intervals import wilson_interval
+from helpers.support.intervals import hit_rates
 
 CONFIDENCES = (0, 0.5, 0.7, 0.85, 1)  # ends of the groups
 LOOKS = (4, 8, 12, 16, 20, 24, 28, 32)  # cells of 64 that are painted over
 OWN = "8 x 8, dilated"
 
 
-@torch.inference_mode()
-def four_answers(model: PreActResNet, images: Tensor) -> np.ndarray:
-    """The logits of the four coarse maps that a dilated network's map is woven of.
-
-    Args:
-        model: the original.
-        images: (N, 3, H, W) in [0, 1].
-
-    Returns:
-        (N, 4, num_classes). The first are the original's logits; their mean is the dilated
-        network's.
-    """
-    fine = dilated(model)
-    found = []
-    for part in images.split(100):
-        features = activations(fine, part.to(model.mean.device))["layer4"]
-        parts = [features[:, :, i::2, j::2].mean((2, 3)) for i in (0, 1) for j in (0, 1)]
-        found.append(fine.fc(torch.stack(parts, 1)).cpu())
-    return torch.cat(found).numpy()
-
-
-def answers(logits: np.ndarray, test: Dataset) -> pd.DataFrame:
+def answers(original: Predictions, fine: Predictions) -> pd.DataFrame:
     """Where the dilated network's answer differs from the original's.
-
-    Args:
-        logits: as `four_answers` returns them.
-        test: the images.
 
     Returns:
         One row for each group of images. same: the share with the same answer, with its 95 %
-        interval; the shares that either network gets right; the share on which the four coarse
-        maps do not all name one class; and the mean spread (standard deviation) of their four
-        logits of the original's answer.
+        interval; and the shares that either network gets right.
     """
-    original = Predictions(logits[:, 0], test.labels, test.classes)
-    fine = Predictions(logits.mean(1), test.labels, test.classes)
-    four = logits.argmax(2)
-    of_answer = logits[np.arange(len(test)), :, original.predicted]
-    rows = []
-    for name, some in groups_of(original).items():
-        same = (fine.predicted == original.predicted)[some]
-        low, high = wilson_interval(same.sum(), len(same))
-        row = {"group": name, "images": len(same), "same": same.mean(), "from": low, "to": high}
-        row["original right"] = original.correct[some].mean()
-        row["dilated right"] = fine.correct[some].mean()
-        row["four differ"] = (four[some] != four[some][:, :1]).any(1).mean()
-        rows.append(row | {"spread": of_answer[some].std(1).mean()})
-    return pd.DataFrame(rows)
+    groups = groups_of(original)
+    same = fine.predicted == original.predicted
+    table = hit_rates({name: same[some] for name, some in groups.items()})
+    table = table.rename(columns={"mean": "same"}).rename_axis("group").reset_index()
+    return table.assign(
+        images=[len(some) for some in groups.values()],
+        **{"original right": [original.correct[some].mean() for some in groups.values()]},
+        **{"dilated right": [fine.correct[some].mean() for some in groups.values()]},
+    )
 
 
 def groups_of(original: Predictions) -> dict[str, np.ndarray]:
@@ -123,27 +90,18 @@ def maps_on_64_cells(
         classes: (N,), that are explained.
         rng: of the random map, and of which image is "another".
     """
-    coarse, fine = maps_of(model, images, classes), maps_of(dilated(model), images, classes)
-    own = fine["own map"]
-    middle = torch.from_numpy(np.indices((8, 8)) - 3.5).square().sum(0)
-    of_layer3 = [
-        GradCAM(model, "layer3").evidence(images[i : i + 100], classes[i : i + 100])
-        for i in range(0, len(images), 100)
-    ]
+    coarse = maps_of(model, images, classes)["own map"]
+    own = maps_of(dilated(model), images, classes)["own map"]
 
     def enlarge(maps: Tensor) -> Tensor:
-        return interpolate(maps, (8, 8), mode="bilinear")[:, 0]
+        return interpolate(maps[:, None], (8, 8), mode="bilinear")[:, 0]
 
     return {
-        "4 x 4, enlarged": enlarge(coarse["own map"][:, None]),
-        "4 x 4, interpolated": interpolated(coarse["own map"]),
+        "4 x 4, enlarged": enlarge(coarse),
+        "4 x 4, interpolated": interpolated(coarse),
         OWN: own,
-        "8 x 8, averaged to 4 x 4": enlarge(avg_pool2d(own[:, None], 2)),
-        "8 x 8, layer3": torch.cat(of_layer3),
-        "8 x 8, class-free": fine["class-free map"],
+        "8 x 8, averaged to 4 x 4": enlarge(avg_pool2d(own, 2)),
         "8 x 8, another image's": own[derangement(len(own), rng)],
-        "8 x 8, mean map": own.mean(0).expand_as(own),
-        "centre first": -middle.expand_as(own),
         "random order": torch.from_numpy(rng.random(own.shape)),
     }
 
@@ -177,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def measure(model: PreActResNet, test: Dataset) -> pd.DataFrame:
         if args.test == "answers":
-            return answers(four_answers(model, test.tensor()), test)
+            return answers(predict(model, test), predict(dilated(model), test))
         return deletion(model, *right_predictions(model, test, args.images))
 
     write_rows(args, f"finer-{args.test}", measure)

@@ -31,7 +31,8 @@ from helpers.support.intervals import mean_intervals
 
 PATCHWORKS = 30  # of each image, averaged
 FEWEST = 3  # images of the same two classes, to make a patchwork of
-ROLES = ("first class", "second class")
+GAIN = "top cell of {} class covered, rise of {} class less the others"
+SAME_CELL = "its two top cells are the same"
 OTHER_ZERO = ", less the eight others"
 Rows = dict[tuple[str, str], dict[str, float]]  # {(comparison, null): {column: value}}
 
@@ -159,8 +160,8 @@ def top_cells(drops: np.ndarray) -> np.ndarray:
     return (drops[:, :2] - drops[:, 2:].mean(1, keepdims=True)).argmax(2).T
 
 
-def beneath_the_top_cell(drops: np.ndarray, of: int) -> Rows:
-    """What covering the top cell of one of the two classes does to the logits.
+def gain_at_top_cell(drops: np.ndarray, of: int) -> dict[str, float]:
+    """What a class gains over the eight others when the top cell of the other class is covered.
 
     The null covers another image's cell.
 
@@ -168,29 +169,8 @@ def beneath_the_top_cell(drops: np.ndarray, of: int) -> Rows:
         drops: as `top_cells` takes them.
         of: whose cell is covered, the first class's (0) or the second's (1).
     """
-    others = drops[:, 2:].mean(1)
-    top = top_cells(drops)[of]
-    rises = {name: -drops[:, i] for i, name in enumerate(ROLES)} | {"eight others": -others}
-    rises[f"{ROLES[1 - of]} less the others"] = others - drops[:, 1 - of]
-    null = "another image"
-    partners = same_kind(np.zeros(len(drops)))
-    return {
-        (f"top cell of {ROLES[of]} covered, rise of {name}", null): against_others(
-            rise[:, top], partners
-        )
-        for name, rise in rises.items()
-    }
-
-
-def likeness_of_classes(maps: np.ndarray) -> np.ndarray:
-    """Mean correlation of the maps (N, classes, cells) of each pair of classes: (pairs,)."""
-    pairs = np.triu_indices(maps.shape[1], 1)
-    return np.mean([np.corrcoef(of_image)[pairs] for of_image in maps], axis=0)
-
-
-def likeness_of_weights(model: PreActResNet) -> np.ndarray:
-    """Correlation of two classes' weights in `fc`, for each pair of classes (pairs,)."""
-    return np.corrcoef(model.fc.weight.detach().cpu())[np.triu_indices(model.fc.out_features, 1)]
+    gain = drops[:, 2:].mean(1) - drops[:, 1 - of]
+    return against_others(gain[:, top_cells(drops)[of]], same_kind(np.zeros(len(drops))))
 
 
 def by_most_frequent_pair(maps: np.ndarray, roles: np.ndarray) -> Rows:
@@ -228,18 +208,14 @@ def rows_of_group(
     drops = in_order(occlusion_maps(model, images), order)
     first, second = top_cells(drops)
     same_cell = (first[:, None] == second).astype(float)
-    unordered = of_classes.flatten(2).numpy()
-    r = np.corrcoef(likeness_of_classes(unordered), likeness_of_weights(model))[0, 1]
+    others = "another image"
     rows = {
         **against_all_nulls("its two classes", in_order(of_classes, order), kinds),
         **against_all_nulls("its two classes, occlusion", drops, kinds),
-        **beneath_the_top_cell(drops, of=0),
-        **beneath_the_top_cell(drops, of=1),
-        ("its two top cells are the same", "another image"): against_others(
-            same_cell, same_kind(0 * kinds)
-        ),
-        ("pairs of classes: maps and weights", ""): {"images": len(images), "same": r},
-        **by_most_frequent_pair(unordered, roles),
+        (GAIN.format("first", "second"), others): gain_at_top_cell(drops, of=0),
+        (GAIN.format("second", "first"), others): gain_at_top_cell(drops, of=1),
+        (SAME_CELL, others): against_others(same_cell, same_kind(0 * kinds)),
+        **by_most_frequent_pair(of_classes.flatten(2).numpy(), roles),
     }
     return pd.DataFrame(rows).T.rename_axis(["comparison", "null"]).reset_index()
 
