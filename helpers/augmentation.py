@@ -116,12 +116,11 @@ class AugmentedDataset(torch.utils.data.Dataset):
 
     Args:
         dataset: left as it is; here `.dataset`.
-        padding, hole, degrees, flip, trivial: as `augmentation_steps` takes them.
         alternate_flip: mirror one half of the images in even epochs, the other half in odd ones,
             instead of drawing for each image. So any two epochs in a row show every image both ways
             (Jordan 2024, arXiv:2404.00498).
         stronger_classes: names of classes whose images are changed more, by STRONGER.
-        fill: colour of holes; None: the mean colour of these images.
+        **steps: as `augmentation_steps` takes them; holes have the mean colour of these images.
 
     Raises:
         ValueError: a name in `stronger_classes` is no class.
@@ -131,35 +130,26 @@ class AugmentedDataset(torch.utils.data.Dataset):
         self,
         dataset: Dataset,
         *,
-        padding: int = 4,
-        hole: int = 8,
-        degrees: float = 7,
-        flip: bool = True,
-        trivial: bool = False,
         alternate_flip: bool = False,
         stronger_classes: Sequence[str] = (),
-        fill: Colour | None = None,
+        **steps: Any,
     ):
         for name in stronger_classes:
             if name not in dataset.classes:
                 known = ", ".join(dataset.classes)
                 raise ValueError(f"no class {one_line(name)!r} in these data: choose among {known}")
-        if fill is None:
-            means, _ = channel_statistics(dataset.images)
-            fill = tuple(round(255 * mean) for mean in means)
-        common: dict[str, Any] = {
-            "flip": flip and not alternate_flip,
-            "trivial": trivial,
-            "fill": fill,
-        }
-        strengths: dict[str, Any] = {"padding": padding, "hole": hole, "degrees": degrees}
-        stronger = {name: value + STRONGER[name] for name, value in strengths.items()}
+        means, _ = channel_statistics(dataset.images)
+        fill = tuple(round(255 * mean) for mean in means)
+        usual = {"padding": 4, "hole": 8, "degrees": 7, "flip": True, "fill": fill}
+        plain: dict[str, Any] = usual | steps
+        self.alternate_flip = alternate_flip and plain["flip"]
+        plain["flip"] = plain["flip"] and not alternate_flip
+        stronger = plain | {name: plain[name] + more for name, more in STRONGER.items()}
         stronger["hole"] = min(stronger["hole"], SIZE)
         self.dataset = dataset
-        self.pipeline = compose(augmentation_steps(**strengths, **common))
-        self.stronger_pipeline = compose(augmentation_steps(**stronger, **common))
+        self.pipeline = compose(augmentation_steps(**plain))
+        self.stronger_pipeline = compose(augmentation_steps(**stronger))
         self.stronger_labels = {dataset.classes.index(name) for name in stronger_classes}
-        self.alternate_flip = flip and alternate_flip
         self.is_mirrored = np.zeros(len(dataset), dtype=bool)
 
     def __len__(self) -> int:
