@@ -11,10 +11,7 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-CLASSES = (
-    *("arrow", "circle", "crescent", "cross", "heart"),
-    *("hexagon", "ring", "square", "star", "triangle"),
-)
+CLASSES = tuple("arrow circle crescent cross heart hexagon ring square star triangle".split())
 TRAIN_SEED, TEST_SEED = 0, 1
 
 SIZE = 32  # pixels
