@@ -61,6 +61,7 @@ def test_rules_by_hand():
     assert found["map of another image"].tolist() == [0.5, 1, 0]
     alike = found["map of another image, same two classes"]
     assert alike[:2].tolist() == [0, 1] and np.isnan(alike[2])
+    assert found["any block"].tolist() == [1 / 16, 2 / 16, 0]
     assert found["best of sixteen"].tolist() == [1, 1, 0]
     row = covering.rates(found).loc["map of another image"]
     assert row["mean"] == 0.5 and row["images"] == 3
@@ -102,7 +103,7 @@ def test_the_study_has_rows_for_each_group_and_paint(model, monkeypatch):
     predictions = Predictions(logits, labels, dataset.classes)
     monkeypatch.setattr(covering, "predict", lambda *of: predictions)
     rows = covering.cover(model, dataset)
-    assert len(rows) == 5 * 2 * 6
+    assert len(rows) == 5 * 2 * 7
     images = dict(zip(rows["group"], rows["images"]))
     assert [images[name] for name in ("mistakes", "right, as close", covering.LESS)] == [3, 3, 3]
     second = [f"{name}{covering.SECOND}" for name in ("mistakes", covering.LESS)]

@@ -75,7 +75,7 @@ def turned_by_rule(
     Returns:
         A row for each image and a column for each rule, in [0, 1]. Beside the rules given: the
         block that another image's own map marks, averaged over all other images, and over those of
-        the same two classes (NaN where there is none); and the best of all.
+        the same two classes (NaN where there is none); any block, averaged; and the best of all.
     """
     rows = np.arange(len(turned))
     # Row: whose image, column: whose map.
@@ -85,6 +85,7 @@ def turned_by_rule(
         **{rule: turned[rows, values.argmax(1)] for rule, values in marks.items()},
         "map of another image": by_other.mean(axis=1),
         "map of another image, same two classes": by_other.where(same_classes).mean(axis=1),
+        "any block": turned.mean(1),
         "best of sixteen": turned.any(1),
     }
     return pd.DataFrame(found).astype(float)
