@@ -113,7 +113,7 @@ def _list_images(folder: Path, visited: set[str]) -> ClassFolders:
             link = one_line(path)
             raise ValueError(f"{link} is a link to a folder that is read anyway: remove it")
         visited.add(real_path)
-        subfolders[:] = [name for name in subfolders if not IGNORED.match(name)]
+        subfolders[:] = sorted(name for name in subfolders if not IGNORED.match(name))
         inside = [os.path.join(path, name) for name in names if not IGNORED.match(name)]
         for file in inside:
             if not os.path.exists(file):
@@ -124,11 +124,12 @@ def _list_images(folder: Path, visited: set[str]) -> ClassFolders:
             found.setdefault(name, []).extend(filter(IMAGE.fullmatch, inside))
     if not found:
         raise ValueError(
-            f"{one_line(folder)} holds no folder for each class: move each of its images into "
-            f"{one_line(folder.name)}/<class>/, as a table beside them, or torchvision for an "
-            "archive, says; or load the folder of the training images alone, which is then split"
+            f"{one_line(folder)} holds no folder for each class: put the images of each into "
+            f"{one_line(folder.name)}/<class>/ (a table beside them, or torchvision for an "
+            "archive, says which), or load the folder of the training images alone, which is "
+            "then split"
         )
-    for name, images in found.items():
+    for name, images in sorted(found.items()):
         if not images:
             raise ValueError(
                 f"{one_line(folder / name)} holds no image: add some, or remove the folder"
