@@ -66,7 +66,7 @@ def shares(counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> pd.
         "mistakes where nine in ten people name the label": agreed[wrong],
         "right answers where nine in ten people do, too": agreed[~wrong],
     }
-    low, high = bootstrap_interval(named, np.mean)
+    low, high = bootstrap_interval(named)
     rows: list[tuple] = [("one person is right", named.sum(), len(labels), named.mean(), low, high)]
     for question, hits in groups.items():
         ends = wilson_interval(hits.sum(), len(hits))

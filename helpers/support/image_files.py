@@ -68,16 +68,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def crop_and_shrink(image: Image.Image, size: int = SIZE) -> np.ndarray:
+def crop_and_shrink(image: Image.Image) -> np.ndarray:
     """Crop an RGB image to its central square and shrink (or enlarge) that.
 
     Args:
         image: RGB.
-        size: side of the result in pixels.
 
     Returns:
-        (size, size, 3) uint8; the very same pixels where the image has that size already.
+        (32, 32, 3) uint8; the very same pixels where the image has that size already.
     """
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    if image.size != (SIZE, SIZE):
+        image = ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BICUBIC)
     return np.array(image)

@@ -1,6 +1,5 @@
 """Uncertainty: Wilson's interval of a share, the bootstrap's of a mean, Student's t, Holm."""
 
-from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
@@ -9,21 +8,18 @@ import scipy  # loads scipy.stats at its first use, because that takes half a se
 from numpy.typing import ArrayLike
 
 
-def wilson_interval(
-    correct: ArrayLike, total: ArrayLike, confidence: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of a share (Wilson 1927), for one share or for many.
+def wilson_interval(correct: ArrayLike, total: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of a share (Wilson 1927), for one share or for many.
 
     Args:
         correct: hits, 0 to `total`.
         total: tries.
-        confidence: 0 to 1.
 
     Returns:
         Low and high end, 0 <= low <= correct / total <= high <= 1; NaN where there were no tries.
     """
     hits, tries = np.asarray(correct, dtype=float), np.asarray(total, dtype=float)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = NormalDist().inv_cdf(0.975)
     with np.errstate(invalid="ignore"):  # 0 / 0
         share = hits / tries
         centre = (hits + z**2 / 2) / (tries + z**2)
@@ -32,15 +28,11 @@ def wilson_interval(
     return np.minimum(centre - half, share).clip(0), np.maximum(centre + half, share).clip(max=1)
 
 
-def bootstrap_interval(
-    values: np.ndarray, statistic: Callable = np.median, seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of a statistic, by the bootstrap's percentiles over 1,000 resamples.
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a mean, by the bootstrap's percentiles over 1,000 resamples.
 
     Args:
         values: (N,) one value for each image; NaNs are left out.
-        statistic: takes an array and `axis`, as `np.mean` does.
-        seed: of the resampling.
 
     Returns:
         Low and high end; NaN twice where no value is left.
@@ -48,8 +40,8 @@ def bootstrap_interval(
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return float("nan"), float("nan")
-    resampled = np.random.default_rng(seed).choice(values, (1000, len(values)))
-    low, high = np.percentile(statistic(resampled, axis=1), (2.5, 97.5))
+    resampled = np.random.default_rng(0).choice(values, (1000, len(values)))
+    low, high = np.percentile(resampled.mean(1), (2.5, 97.5))
     return float(low), float(high)
 
 
@@ -62,10 +54,7 @@ def mean_intervals(values: dict) -> pd.DataFrame:
     Returns:
         The columns mean, from and to; the index holds the keys.
     """
-    rows = {
-        key: (np.nanmean(array), *bootstrap_interval(array, np.mean))
-        for key, array in values.items()
-    }
+    rows = {key: (np.nanmean(array), *bootstrap_interval(array)) for key, array in values.items()}
     return pd.DataFrame(rows, ["mean", "from", "to"]).T
 
 
