@@ -90,21 +90,19 @@ def image_grid(
         return figure
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    note = ""
     if row_labels and rows > MOST_ROWS:
-        note = f"{MOST_ROWS} of {rows} rows"
         kept = _some(rows)
-        numbers = np.arange(rows * columns).reshape(rows, columns)[kept].ravel()
-        images = [images[number] for number in numbers if number < len(images)]
-        titles = None if titles is None else [titles[number] for number in numbers[: len(images)]]
-        row_labels, rows = [row_labels[row] for row in kept], MOST_ROWS
+        numbers = [n for n in range(len(images)) if n // columns in kept]
+        some_titles = None if titles is None else [titles[n] for n in numbers]
+        labels = [row_labels[row] for row in kept]
+        figure = image_grid([images[n] for n in numbers], some_titles, columns, labels, scale)
+        figure.suptitle(f"{MOST_ROWS} of {rows} rows", fontsize=10)
+        return figure
     margin = 1 if row_labels else 0
     scale = min(scale, (WIDEST - margin) / columns)
     title_lines = 0 if titles is None else 1 + max(title.count("\n") for title in titles)
     figure = _figure(columns * scale + margin, rows * (scale + 0.21 * title_lines))
     axes = _panel_grid(figure, rows, columns, row_labels or ())
-    if note:
-        figure.suptitle(note, fontsize=10)
     pictures = [_pixels(image) for image in images]
     largest = max(max(picture.shape[:2]) for picture in pictures)
     for ax, picture in zip(axes.flat, pictures):
@@ -132,7 +130,8 @@ def lines(
         references: {label: value}, drawn as dashed horizontal lines.
         ylim: ends of the vertical axis.
     """
-    figure, ax = _single_panel(6.5 if len(series) <= 4 else 9, 3.8)
+    figure = _figure(6.5 if len(series) <= 4 else 9, 3.8)
+    ax = figure.subplots()
     references = references or {}
     drawn: list[Any] = []
     for (label, values), colour in zip(series.items(), COLOURS):
@@ -176,7 +175,8 @@ def confusion_heatmap(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
         matrix: counts (num_classes, num_classes), row = actual class.
         classes: names.
     """
-    figure, ax = _single_panel(8, 6.6)
+    figure = _figure(8, 6.6)
+    ax = figure.subplots()
     is_right = np.eye(len(matrix), dtype=bool)  # would outshine the mistakes
     sns.heatmap(
         matrix,
@@ -447,11 +447,6 @@ def _short(label: str) -> str:
 def _some(count: int) -> np.ndarray:
     """`MOST_ROWS` places from 0 to `count` - 1, at even steps."""
     return np.linspace(0, count - 1, MOST_ROWS).astype(int)
-
-
-def _single_panel(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = _figure(width, height)
-    return figure, figure.subplots()
 
 
 def _panel_grid(
