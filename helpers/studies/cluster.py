@@ -49,8 +49,14 @@ def on_cluster(scheduler: str | None, shared: object) -> Iterator[None]:
             reason = one_line(error)
             message = f"no cluster to use at {scheduler} ({reason}): {HOW_TO_START}"
             raise OSError(message) from None
-        with _loss_explained():
+        from dask.distributed import CancelledError, KilledWorker  # here: Dask is optional
+
+        try:
             yield
+        except (CancelledError, KilledWorker) as error:
+            raise RuntimeError(
+                f"{one_line(error)}; what was done is in the table: run this again to go on"
+            ) from None
 
 
 def _connect(scheduler: str) -> Any:
@@ -70,15 +76,3 @@ def _prepare(client: Any) -> None:
     if max(client.nthreads().values()) > 1:
         raise ValueError("workers of one thread each are needed: a process has one seed")
     client.amm.stop()  # else Dask keeps a single copy of the images, which is lost with its worker
-
-
-@contextmanager
-def _loss_explained() -> Iterator[None]:
-    from dask.distributed import CancelledError, KilledWorker
-
-    try:
-        yield
-    except (CancelledError, KilledWorker) as error:
-        raise RuntimeError(
-            f"{one_line(error)}; what was done is in the table: run this again to go on from there"
-        ) from None

@@ -1,6 +1,5 @@
 """What the study of the mistakes compares, and how far its arms move the heatmaps."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from itertools import permutations, product
@@ -174,7 +173,10 @@ def summarise_maps(table: pd.DataFrame) -> pd.DataFrame:
     for name, pairs in table.groupby(["arm", "group"]):
         means = _weighted_means(pairs, scores)
         excess = means["excess"]
-        jackknifed = [part["excess"] for part in _without_each_seed(pairs, scores)]
+        # Over seeds, and not over pairs, because pairs share networks.
+        seeds = pairs["before"].unique()
+        parts = [pairs[(pairs[["before", "after"]] != seed).all(axis=1)] for seed in seeds]
+        jackknifed = [_weighted_means(part, scores)["excess"] for part in parts if len(part)]
         degrees_of_freedom = len(jackknifed) - 1
         error = degrees_of_freedom * stats.sem(jackknifed)
         half_width = student_half_width(error, degrees_of_freedom)
@@ -192,11 +194,3 @@ def summarise_maps(table: pd.DataFrame) -> pd.DataFrame:
 def _weighted_means(pairs: pd.DataFrame, scores: list[str]) -> dict[str, float]:
     means = np.average(pairs[scores], axis=0, weights=pairs["images"])
     return dict(zip(scores, means))
-
-
-def _without_each_seed(pairs: pd.DataFrame, scores: list[str]) -> Iterator[dict[str, float]]:
-    """The jackknife's means: over seeds, and not over pairs, because pairs share networks."""
-    for seed in pairs["before"].unique():
-        others = pairs[(pairs["before"] != seed) & (pairs["after"] != seed)]
-        if len(others):
-            yield _weighted_means(others, scores)
