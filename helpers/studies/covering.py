@@ -27,8 +27,6 @@ from helpers.support.intervals import mean_intervals
 BLOCKS = 4  # in a row: as many as the last grid has cells
 MOST = 500  # mistakes of a network, chosen at random where there are more
 OWN = "own map"
-LESS = "mistakes less right"
-SECOND = ", actual class second"
 
 
 def with_block_covered(images: Tensor, block: int, paint: Tensor) -> Tensor:
@@ -140,25 +138,6 @@ def turned_by_paint(
     return found
 
 
-def by_group(
-    mistakes: pd.DataFrame, right: pd.DataFrame, is_second: np.ndarray
-) -> dict[str, pd.DataFrame]:
-    """The mistakes, the right predictions that they are matched with, and the difference by pairs.
-
-    Args:
-        mistakes: as `turned_by_rule` returns them.
-        right: likewise, in the same order.
-        is_second: (N,), whether the actual class has the second largest logit of a mistake. A right
-            prediction is always asked for its second class, a mistake only if this holds.
-    """
-    less = mistakes - right
-    groups = {"mistakes": mistakes, "right, as close": right, LESS: less}
-    return groups | {
-        f"mistakes{SECOND}": mistakes[is_second],
-        f"{LESS}{SECOND}": less[is_second],
-    }
-
-
 def rates(turned: pd.DataFrame) -> pd.DataFrame:
     """A row for each rule: how often it turns the answer, and by how much the own map leads it.
 
@@ -178,11 +157,16 @@ def cover(model: PreActResNet, dataset: Dataset) -> pd.DataFrame:
         for group, (indices, roles) in found.items()
     }
     wrong, roles = found["mistakes"]
+    # A right prediction is always asked for its second class, a mistake only here.
     is_second = np.argsort(-predictions.logits[wrong], axis=1)[:, 1] == roles[:, 1]
     tables: dict[tuple[str, str], pd.DataFrame] = {}
     for paint, mistakes in turned["mistakes"].items():
-        parts = by_group(mistakes, turned["right, as close"][paint], is_second)
-        tables |= {(paint, group): rates(part) for group, part in parts.items()}
+        right = turned["right, as close"][paint]
+        less = mistakes - right  # pair by pair
+        tables[paint, "mistakes"] = rates(mistakes)
+        tables[paint, "right, as close"] = rates(right)
+        tables[paint, "mistakes less right"] = rates(less)
+        tables[paint, "mistakes less right, actual class second"] = rates(less[is_second])
     table = pd.concat(tables, names=["paint", "group", "rule"]).reset_index()
     return table.assign(accuracy=predictions.accuracy)
 
