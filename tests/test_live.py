@@ -16,7 +16,7 @@ from helpers import shapes
 from helpers.data import to_float
 from helpers.evaluation import predict
 from helpers.gradcam import GradCAM
-from helpers.interactive import cheat, live
+from helpers.interactive import cheat, embed, live
 from helpers.model import dilated, load_pretrained, resnet18, save_weights
 from helpers.support.image_files import crop_and_shrink
 
@@ -78,7 +78,7 @@ def in_eight_bits(model):
     rounded = copy.deepcopy(model)
     for module in rounded.modules():
         if isinstance(module, nn.Conv2d):
-            whole, scales = live.in_eight_bits(module.weight)
+            whole, scales = embed.in_eight_bits(module.weight)
             module.weight.data = whole.float() * scales.view(-1, 1, 1, 1)
     return rounded
 

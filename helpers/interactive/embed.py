@@ -67,14 +67,31 @@ def quantised(maps: torch.Tensor) -> dict[str, Any]:
     Returns:
         {"side": h, "scales": N numbers, "cells": the whole numbers, compressed, as text}.
     """
-    scales = maps.flatten(1).abs().amax(1).clamp_min(1e-12) / 127
-    one_for_each_image = scales.view(-1, *[1] * (maps.ndim - 1))
-    whole = (maps / one_for_each_image).round().to(torch.int8)
+    whole, scales = in_eight_bits(maps)
     return {
         "side": maps.shape[-1],
         "scales": [float(f"{scale:.6g}") for scale in scales],
-        "cells": to_base64(zlib.compress(whole.numpy().tobytes(), 9)),
+        "cells": compressed(whole.numpy().tobytes()),
     }
+
+
+def in_eight_bits(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole numbers from -127 to 127, and for each row what to multiply them by.
+
+    Args:
+        numbers: maps (N, ..., h, h), or the weights of a convolution (outputs, inputs, k, k).
+
+    Returns:
+        (int8 of that shape, scales (N,)).
+    """
+    scales = numbers.detach().flatten(1).abs().amax(1).clamp_min(1e-12) / 127
+    one_for_each_row = scales.view(-1, *[1] * (numbers.ndim - 1))
+    return (numbers.detach() / one_for_each_row).round().to(torch.int8), scales
+
+
+def compressed(content: bytes) -> str:
+    """Bytes as text that `inflate` in maps.js reads."""
+    return to_base64(zlib.compress(content, 9))
 
 
 def to_base64(content: bytes) -> str:

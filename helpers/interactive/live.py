@@ -17,15 +17,16 @@ from helpers import shapes
 from helpers.data import Dataset, load_dataset
 from helpers.evaluation import predict
 from helpers.interactive.cheat import CORNER, NAME, tagged
-from helpers.interactive.embed import embed, to_base64
+from helpers.interactive.embed import compressed, embed, in_eight_bits
 from helpers.interactive.explorer import cams_by_grid, choose_images, still_figure
 from helpers.model import PreActResNet, load_pretrained
 from helpers.support.command import one_line_errors
-from helpers.support.files import project_root
+from helpers.support.files import as_path, project_root
 
 IMAGES = 60  # on the page
 ASKED = 1000  # test images to choose them from
 TAGGED = 20  # images for the cheat
+ALT = "One image, bars of its probabilities, and the maps of two classes and their difference"
 COMMAND = "python -m helpers.interactive.live"
 PAGE = Path(__file__).with_name("live_page.html")
 
@@ -47,17 +48,13 @@ def write_live(path: Path, data: str = "auto", network: str | None = None) -> No
     predictions = predict(model, pair.test)
     chosen = choose_images(predictions, IMAGES)
     cheat, tags = load_pretrained(NAME), tagged(TAGGED, shapes.TEST_SEED)
-    worlds = [
-        _world(model, pair.test.subset(chosen)),
-        _world(cheat, tags) | {"corner": CORNER},
-    ]
+    worlds = [_world(model, pair.test.subset(chosen)), _world(cheat, tags) | {"corner": CORNER}]
     networks = [packed(model), packed(cheat)]
     identity = zlib.adler32(str(networks).encode())
     script = path.with_name(f"{path.stem}-network.js")
     about = {"script": script.name, "id": identity, "command": COMMAND}
     still = still_figure(cams_by_grid(model), pair.test, predictions, int(chosen[0]))
-    alt = "One image, bars of its probabilities, and the maps of two classes and their difference"
-    shown = embed("live", {"worlds": worlds, "network": about}, still, alt)
+    shown = embed("live", {"worlds": worlds, "network": about}, still, ALT)
     page = PAGE.read_text("utf-8").replace("{live}", shown.data)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps({"id": identity, "all": networks})
@@ -73,10 +70,11 @@ def _world(model: PreActResNet, dataset: Dataset) -> dict[str, Any]:
         "classes": dataset.classes,
         "rows": np.stack([dataset.labels, said], 1).tolist(),
         "mean": (255 * model.mean).round().flatten().int().tolist(),
-        "images": _compressed(dataset.images.transpose(0, 3, 1, 2).tobytes()),
+        "images": compressed(dataset.images.transpose(0, 3, 1, 2).tobytes()),
     }
 
 
+@torch.no_grad()
 def packed(model: PreActResNet) -> dict[str, Any]:
     """A network for network.js: convolutions in 8 bits, with one scale for each output channel.
 
@@ -106,30 +104,13 @@ def packed(model: PreActResNet) -> dict[str, Any]:
         if block.shortcut is not None:
             add(block.shortcut)
     floats += [model.fc.weight, model.fc.bias]
-    numbers, weights = (
-        torch.cat([part.detach().flatten() for part in all]) for all in (floats, whole)
-    )
+    numbers, weights = (torch.cat([part.flatten() for part in parts]) for parts in (floats, whole))
     return {
         "width": model.stem.out_channels,
         "classes": model.fc.out_features,
         "numbers": len(numbers),
-        "weights": to_base64(
-            zlib.compress(numbers.numpy().tobytes() + weights.numpy().tobytes(), 9)
-        ),
+        "weights": compressed(numbers.numpy().tobytes() + weights.numpy().tobytes()),
     }
-
-
-def in_eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers from -127 to 127, and for each output channel what to multiply them by.
-
-    Args:
-        weight: of a convolution, (outputs, inputs, k, k).
-
-    Returns:
-        (int8 of that shape, scales (outputs,)).
-    """
-    scales = weight.detach().flatten(1).abs().amax(1).clamp_min(1e-12) / 127
-    return (weight.detach() / scales.view(-1, 1, 1, 1)).round().to(torch.int8), scales
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -139,17 +120,13 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
-def _compressed(content: bytes) -> str:
-    return to_base64(zlib.compress(content, 9))
-
-
 @one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Write the page from the command line."""
     parser = argparse.ArgumentParser(COMMAND)
     parser.add_argument("--data", default="auto", help="cifar10, shapes10 or a folder's path")
     parser.add_argument("--network", help="name or path, as load_pretrained takes it; the data's")
-    parser.add_argument("--output", type=Path, default=project_root() / "html" / "live.html")
+    parser.add_argument("--output", type=as_path, default=project_root() / "html" / "live.html")
     args = parser.parse_args(argv)
     write_live(args.output, args.data, args.network)
 
