@@ -32,18 +32,19 @@ class Net {
   // request: {pixels, network, fine, show}. It is dropped if a newer one comes before its turn.
   ask(request) {
     this.waiting = request;
-    if (!this.busy) this.next();
+    this.next();
   }
 
   // The answer to an image, when no stroke is waiting for one.
   answer(pixels, network) {
     return new Promise((show) => {
       this.later.push({ pixels, network, show });
-      if (!this.busy) this.next();
+      this.next();
     });
   }
 
   next() {
+    if (this.busy) return;
     const request = this.waiting ?? this.later.shift();
     if (!request) return;
     const { show, ...question } = request;
@@ -163,13 +164,14 @@ function shrinkRows({ data, width, height }, square) {
     const middle = (width - square) / 2 + (i + 0.5) * scale;
     const first = Math.max(0, Math.floor(middle - 2 * wide + 0.5));
     const last = Math.min(width, Math.floor(middle + 2 * wide + 0.5));
-    const places = range(last - first).map((k) => first + k);
-    const weights = places.map((place) => cubic(Math.abs(place - middle + 0.5) / wide));
+    const distances = range(last - first).map((k) => Math.abs(first + k - middle + 0.5));
+    const weights = distances.map((distance) => cubic(distance / wide));
     const total = sum(weights);
     for (let at = 0; at < 4 * height; at++) {
-      const start = 4 * width * Math.floor(at / 4) + (at % 4);
-      const values = places.map((place, k) => weights[k] * data[start + 4 * place]);
-      out[4 * height * i + at] = sum(values) / total;
+      const start = 4 * (width * Math.floor(at / 4) + first) + (at % 4);
+      let value = 0;
+      for (let k = 0; k < weights.length; k++) value += weights[k] * data[start + 4 * k];
+      out[4 * height * i + at] = value / total;
     }
   }
   return { data: out, width: height, height: SIDE };
@@ -582,13 +584,13 @@ class Live extends MapPage {
   // ---- Tasks
 
   start(task) {
-    const isCheat = task === "cheat";
-    this.openWorld(isCheat ? 1 : 0);
-    const { rows } = this.world;
-    const fits = rows.flatMap(([actual, said], i) => {
-      return isCheat || (task === "one") === (actual !== said) ? [i] : [];
+    const index = task === "cheat" ? 1 : 0;
+    const wanted = task === "one" ? "wrong" : "right";
+    const fits = this.worlds[index].rows.flatMap(([actual, said], i) => {
+      return task === "cheat" || wanted === (actual === said ? "right" : "wrong") ? [i] : [];
     });
-    if (!fits.length) return this.say("None of these images will do for this.");
+    if (!fits.length) return this.say(`The network gets none of these images ${wanted}.`);
+    this.openWorld(index);
     this.openImage(fits[Math.floor(Math.random() * fits.length)]);
     this.task = task;
     this.form.tool.value = task === "one" ? "cell" : "hide";
