@@ -4,7 +4,7 @@ data, shapes    images and labels as arrays; generated images with masks
 augmentation    changes images at random, with Albumentations
 model           the network, and a copy of it with a finer grid
 training        configuration, optimiser, the loop (`fit`)
-evaluation      predict once; accuracy, confusion, calibration from the arrays
+evaluation      predict once; accuracy, loss and confidence from the arrays
 gradcam         Grad-CAM: heatmaps and signed evidence
 methods         other methods beside it, in three lines each
 similarity      compares one heatmap with another

@@ -4,22 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_softmax, softmax
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import classification_report
+from scipy.special import log_softmax
 
 from helpers import shapes
 from helpers.data import Dataset
 from helpers.evaluation import (
     Predictions,
-    calibration_error,
-    fit_logit_shift,
-    fit_temperature,
-    margin_matched_correct,
-    per_class,
     predict,
     require_source,
-    weights_from_recall,
 )
 from helpers.model import dilated, resnet18
 
@@ -36,13 +28,6 @@ def random_answers(size, num_classes, scale=1.0, seed=0) -> Predictions:
     return answers_of(logits, rng.integers(0, num_classes, size))
 
 
-def answers_of_confidence(confidences, right) -> Predictions:
-    """The answer is always class 0, with these confidences; the label is 0 where it is right."""
-    confidences = np.array(confidences)
-    logits = np.log(np.stack([confidences, 1 - confidences], axis=1))
-    return answers_of(logits, np.where(right, 0, 1))
-
-
 @pytest.fixture(scope="module")
 def data():
     return Dataset(**shapes.generate(7, seed=0), classes=shapes.CLASSES)
@@ -52,13 +37,6 @@ def data():
 def model():
     torch.manual_seed(0)
     return resnet18(width=16)
-
-
-@pytest.fixture(scope="module")
-def six():
-    """Labels 0 0 0 1 1 2, predicted 0 1 1 1 0 1: nothing is called 2, and class 3 has no image."""
-    predicted = np.array([0, 1, 1, 1, 0, 1])
-    return answers_of(predicted[:, None] == np.arange(4), [0, 0, 0, 1, 1, 2])
 
 
 # predict
@@ -197,101 +175,3 @@ def test_huge_logits_have_probabilities_and_a_loss():
     answers = answers_of([[1e4, 1e4, -1e4]], [2])
     np.testing.assert_allclose(answers.probabilities, [[0.5, 0.5, 0]])
     assert answers.loss == pytest.approx(2e4, rel=1e-3)
-
-
-# images chosen by what was predicted
-
-
-def test_correct_predictions_are_matched_with_the_mistakes_by_their_margins():
-    margins = np.array([1.0, 5.0, 0.9, 1.2, 4.0, 9.0, 5.6, 0.95])
-    logits = np.stack([margins + 3, np.full(8, 3.0), np.zeros(8)], axis=1)
-    labels = [1, 2, 0, 0, 0, 0, 0, 1]  # mistakes: the first, the second and the last
-    # Their margins are 1.0, 5.0 and 0.95. The correct predictions nearest to them have 0.9, 5.6 and
-    # again 0.9, but none is taken twice: the third partner is the one with 1.2.
-    assert margin_matched_correct(answers_of(logits, labels)).tolist() == [2, 3, 6]
-
-
-# scores per class
-
-
-def test_scores_per_class_of_six_images_by_hand(six):
-    table = per_class(six)
-    assert list(table.index) == ["a", "b", "c", "d"]
-    np.testing.assert_allclose(table["recall"], [1 / 3, 1 / 2, 0, np.nan])
-    np.testing.assert_allclose(table["precision"], [1 / 2, 1 / 4, np.nan, np.nan])
-
-
-def test_scores_per_class_agree_with_sklearns_report():
-    answers = random_answers(60, 3)
-    actual, predicted, names = answers.labels, answers.predicted, answers.classes
-    report = classification_report(actual, predicted, target_names=names, output_dict=True)
-    for name, row in per_class(answers).iterrows():
-        expected = [report[name][key] for key in ("recall", "precision")]
-        assert list(row[["recall", "precision"]]) == pytest.approx(expected)
-
-
-# calibration
-
-
-def test_calibration_error_by_hand():
-    confidences = [0.55, 0.57, 0.9, 0.94, 0.92, 0.96]
-    answers = answers_of_confidence(confidences, [True, False, True, True, True, False])
-    # From 0.5 to 0.75: 0.56 and 1 of 2. From 0.75 to 1: 0.93 and 3 of 4. The two below are empty.
-    assert calibration_error(answers, bins=4) == pytest.approx((2 * 0.06 + 4 * 0.18) / 6)
-
-
-def test_calibration_error_agrees_with_sklearns_curve():
-    answers = random_answers(400, 5, scale=3)
-    accuracy, confidence = calibration_curve(answers.correct, answers.confidence, n_bins=10)
-    images = np.histogram(answers.confidence, 10, (0, 1))[0]
-    error = np.average(np.abs(accuracy - confidence), weights=images[images > 0])
-    assert calibration_error(answers) == pytest.approx(error)
-
-
-def test_calibration_error_takes_a_confidence_of_one():
-    assert calibration_error(answers_of([[200.0, 0.0]], [0])) == pytest.approx(0)
-
-
-def test_temperature_finds_by_what_factor_the_logits_are_too_large_or_too_small():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 2, (20000, 10))
-    labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)  # drawn from the logits' softmax
-    original = fit_temperature(answers_of(logits, labels))
-    assert original == pytest.approx(1, abs=0.03)
-    for factor in (0.3, 3):
-        scaled = fit_temperature(answers_of(logits * factor, labels))
-        assert scaled == pytest.approx(factor * original, rel=1e-3)
-
-
-# class weights, and the shift of the logits that stands in for them
-
-
-def test_weights_are_in_proportion_to_the_errors_with_a_minimum():
-    recall = [0.9, 0.8, 0.7, 0.6]  # errors of 0.1 to 0.4, 0.25 on average
-    assert weights_from_recall(recall) == (0.4, 0.8, 1.2, 1.6)
-    assert weights_from_recall([1.0, 0.8]) == (0.25, 2.0)
-
-
-def test_a_class_without_images_weighs_one_and_counts_for_no_mean():
-    assert weights_from_recall([0.9, np.nan, 0.7]) == (0.5, 1.0, 1.5)
-    assert weights_from_recall([1.0, 1.0, np.nan]) == (1.0, 1.0, 1.0)
-
-
-def test_logit_shift_of_a_network_that_knows_nothing_is_the_log_of_what_each_class_weighs():
-    answers = answers_of(np.zeros((8, 3)), [0] * 5 + [1] * 2 + [2])
-    shift = fit_logit_shift(answers, (1, 3, 4))
-    expected = np.log([5 * 1, 2 * 3, 1 * 4])
-    np.testing.assert_allclose(shift, expected - expected.mean(), atol=1e-4)
-    assert shift.dtype == np.float32
-
-
-def test_logit_shift_makes_the_mean_probability_of_each_class_its_weighted_share():
-    """There the derivative of the weighted loss is zero. Without the shift it is not."""
-    rng, weights = np.random.default_rng(0), np.array([0.5, 1, 2, 1])
-    labels = rng.integers(0, 4, 300)
-    answers = answers_of(rng.normal(size=(300, 4)) + 2 * np.eye(4)[labels], labels)
-    each = weights[labels] / weights[labels].sum()
-    share = np.bincount(labels, each)
-    shifted = softmax(answers.logits + fit_logit_shift(answers, weights), axis=1)
-    np.testing.assert_allclose(each @ shifted, share, atol=1e-4)
-    assert np.abs(each @ answers.probabilities - share).max() > 0.02

@@ -60,3 +60,13 @@ def test_the_command_writes_a_table(test, rows, tmp_path, capsys):
     if rows:
         ahead = table.set_index("map").filter(like="own ahead").loc["8 x 8, dilated"]
         assert len(table) == rows and ahead.tolist() == [0, 0, 0]
+
+
+def test_correct_predictions_are_matched_with_the_mistakes_by_their_margins():
+    margins = np.array([1.0, 5.0, 0.9, 1.2, 4.0, 9.0, 5.6, 0.95])
+    logits = np.stack([margins + 3, np.full(8, 3.0), np.zeros(8)], axis=1)
+    labels = [1, 2, 0, 0, 0, 0, 0, 1]  # mistakes: the first, the second and the last
+    # Their margins are 1.0, 5.0 and 0.95. The correct predictions nearest to them have 0.9, 5.6 and
+    # again 0.9, but none is taken twice: the third partner is the one with 1.2.
+    answers = Predictions(np.float32(logits), np.array(labels), ("a", "b", "c"))
+    assert finer_maps.margin_matched_correct(answers).tolist() == [2, 3, 6]

@@ -14,10 +14,11 @@ from sklearn.metrics import precision_score, recall_score
 
 from helpers import shapes, training
 from helpers.data import CLASSES, channel_statistics, split
-from helpers.evaluation import Predictions, calibration_error, fit_logit_shift, fit_temperature
+from helpers.evaluation import Predictions
 from helpers.gradcam import GradCAM
 from helpers.model import load_pretrained, resnet18, save_weights
 from helpers.studies import RECORDS, mistakes, runs
+from helpers.studies.calibration import calibration_error, fit_logit_shift, fit_temperature
 from helpers.studies.mistakes_summary import TRAINED, Arm, Outcomes, changed_maps
 
 WEAK = ("star", "ring")

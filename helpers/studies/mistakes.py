@@ -21,7 +21,7 @@ from helpers import evaluation
 from helpers.data import Dataset
 from helpers.evaluation import Predictions
 from helpers.model import PreActResNet, load_pretrained
-from helpers.studies import ablation, mistakes_summary, runs
+from helpers.studies import ablation, calibration, mistakes_summary, runs
 from helpers.studies.cluster import on_cluster
 from helpers.studies.mistakes_summary import TAKEN_FOR_WEAK, TRAINED, WEAK, Arm, Outcomes
 from helpers.studies.trust import maps_of
@@ -128,11 +128,11 @@ def calibrated_predictions(study: runs.Study, arm: Arm, seed: int, part: str) ->
     """
     network = load_network(study, arm, seed)
     held_out = _predict(network, study.validation)
-    temperature = evaluation.fit_temperature(held_out)
+    temperature = calibration.fit_temperature(held_out)
     shift: np.ndarray | float = 0.0
     if arm == Arm.LOGIT_SHIFT:
         calibrated = replace(held_out, logits=held_out.logits / temperature)
-        shift = evaluation.fit_logit_shift(calibrated, class_weights(study))
+        shift = calibration.fit_logit_shift(calibrated, class_weights(study))
     asked = held_out if part == "validation" else _predict(network, study.test)
     return replace(asked, logits=asked.logits / temperature + shift)
 
@@ -148,7 +148,7 @@ def class_weights(study: runs.Study) -> tuple[float, ...]:
     table = pd.DataFrame(runs.read_rows(study.path))
     table = table[(table["variant"] == Arm.RECIPE) & (table["seed"] < WEIGHING_SEEDS)]
     recalls = table[[f"recall {name}" for name in study.train.classes]]
-    return evaluation.weights_from_recall(recalls.mean())
+    return calibration.weights_from_recall(recalls.mean())
 
 
 def score(study: runs.Study, arm: Arm, seed: int, part: str) -> dict[str, float]:
@@ -158,9 +158,9 @@ def score(study: runs.Study, arm: Arm, seed: int, part: str) -> dict[str, float]
         accuracy, calibration error, and recall and precision of each class.
     """
     predictions = calibrated_predictions(study, arm, seed, part)
-    error = evaluation.calibration_error(predictions)
+    error = calibration.calibration_error(predictions)
     scores = {"accuracy": predictions.accuracy, "calibration error": error}
-    for name, of_class in evaluation.per_class(predictions).iterrows():
+    for name, of_class in calibration.per_class(predictions).iterrows():
         scores[f"recall {name}"] = of_class["recall"]
         scores[f"precision {name}"] = of_class["precision"]
     return scores
