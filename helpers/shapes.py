@@ -159,7 +159,7 @@ def paint(background: np.ndarray, layers: Iterable[Layer]) -> np.ndarray:
     return image
 
 
-def generate(size: int, seed: int, without: str | None = None) -> dict[str, np.ndarray]:
+def generate(size: int, seed: int) -> dict[str, np.ndarray]:
     """Images of the ten classes in turn.
 
     The same seed gives the same bytes, and a larger size only adds images.
@@ -167,7 +167,6 @@ def generate(size: int, seed: int, without: str | None = None) -> dict[str, np.n
     Args:
         size: number of images, at least 1.
         seed: of the random draws.
-        without: "object" or "distractor" leaves that out, and everything else as it is.
 
     Returns:
         "images": (size, 32, 32, 3) uint8. "labels": (size,) int64. "masks": (size, 32, 32) bool,
@@ -178,11 +177,9 @@ def generate(size: int, seed: int, without: str | None = None) -> dict[str, np.n
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     for label in labels.tolist():
-        background, (distractor, target) = draw_scene([label], generator)
-        layers = {"distractor": distractor, "object": target}
-        shown = [layer for name, layer in layers.items() if name != without]
-        images.append(_to_uint8(paint(background, shown)))
-        masks.append(target[0] >= 0.5)
+        background, layers = draw_scene([label], generator)
+        images.append(_to_uint8(paint(background, layers)))
+        masks.append(layers[-1][0] >= 0.5)
     return {"images": np.stack(images), "labels": labels, "masks": np.stack(masks)}
 
 

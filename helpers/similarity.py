@@ -42,12 +42,7 @@ def _unit_ranks(maps: Tensor) -> np.ndarray:
         return ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
 
 
-def same_minus_other(
-    similarities: np.ndarray,
-    same: np.ndarray | None = None,
-    other: np.ndarray | None = None,
-    seed: int = 0,
-) -> pd.DataFrame:
+def same_minus_other(similarities: np.ndarray, other: np.ndarray | None = None) -> pd.DataFrame:
     """Are two maps of the same image more similar than two maps of different images?
 
     Maps of different images may be similar too, since all images may share a pattern. What the
@@ -60,9 +55,8 @@ def same_minus_other(
     Args:
         similarities: (N, N), of each map of one set with each map of another, as
             `rank_correlation(..., every=True)` returns them. NaNs are left out.
-        same: (N, N) bool, which pairs count as "same"; by default the diagonal.
-        other: (N, N) bool, which pairs count as "other"; by default all but the diagonal.
-        seed: of the resampling.
+        other: (N, N) bool, which pairs count as "other"; by default all but the diagonal, which
+            counts as "same".
 
     Returns:
         The rows "same", "other" and "difference"; the columns mean, from and to (the ends of the
@@ -72,11 +66,10 @@ def same_minus_other(
     count = len(similarities)
     is_known = ~np.isnan(similarities)
     values = np.nan_to_num(similarities)
-    diagonal = np.eye(count, dtype=bool)
-    is_same = is_known & (diagonal if same is None else same)
-    is_other = is_known & (~diagonal if other is None else other)
+    is_same = is_known & np.eye(count, dtype=bool)
+    is_other = is_known & (~np.eye(count, dtype=bool) if other is None else other)
     # How often each image occurs: once in the sample itself, the first row, then in each resample.
-    resamples = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), 1000)
+    resamples = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), 1000)
     times = np.vstack([np.ones(count), resamples])
 
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: an image without partners

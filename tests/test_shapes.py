@@ -106,16 +106,12 @@ def test_objects_are_in_one_piece_and_the_ring_alone_has_a_hole(drawn):
         assert has_hole == (CLASSES[row.class_number] == "ring")
 
 
-def test_leaving_a_part_out_changes_its_own_pixels_alone(drawn):
-    bare = generate(SIZE, SEED, without="object")["images"]
-    alone = generate(SIZE, SEED, without="distractor")["images"]
-    for n, row in enumerate(drawn):
-        assert np.array_equal(bare[n], np.clip(np.round(row.behind), 0, 255))
-        inside = row.coverage == 1
-        assert np.array_equal(alone[n][inside], row.image[inside])
-    changed = (np.stack([row.image for row in drawn]) != alone).any(-1)
-    assert 0.04 < changed.mean() < 0.16  # the part of the distractor that the object does not cover
-    assert changed.any((1, 2)).mean() > 0.95
+def test_a_distractor_is_in_view_beside_nearly_every_object():
+    generator = np.random.default_rng(SEED)
+    scenes = [draw_scene([n % 10], generator)[1] for n in range(SIZE)]
+    in_view = np.array([ellipse * (1 - target) for (ellipse, _), (target, _) in scenes])
+    assert 0.03 < in_view.mean() < 0.1  # the object covers a little of it
+    assert (in_view.max((1, 2)) == 1).mean() > 0.95
 
 
 @pytest.mark.parametrize("seed", range(10))

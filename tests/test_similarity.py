@@ -154,9 +154,8 @@ def test_same_minus_other_leaves_nans_out():
 def test_same_minus_other_of_given_pairs_by_hand():
     similarities = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1], [0.0, 0.2, np.nan]])
     kinds = np.array([0, 0, 1])
-    one_kind = kinds[:, None] == kinds
-    means = same_minus_other(similarities, one_kind & ~np.eye(3, dtype=bool), ~one_kind)["mean"]
-    expected = {"same": (0.1 + 0.3) / 2, "other": (0.2 + 0.1) / 2, "difference": 0.05}
+    means = same_minus_other(similarities, other=kinds[:, None] != kinds)["mean"]
+    expected = {"same": 0.85, "other": (0.2 + 0.1) / 2, "difference": 0.7}
     assert means.to_dict() == pytest.approx(expected)
 
 
