@@ -241,7 +241,7 @@ class Live extends MapPage {
   // actual: the class, null where nobody knows it.
   open(pixels, actual = null) {
     this.history = [{ pixels, answers: {} }];
-    Object.assign(this, { actual, cut: [], fresh: true, task: null, tried: [] });
+    Object.assign(this, { actual, cut: [], stroke: null, fresh: true, task: null, tried: [] });
     this.form.image.value = "";
     this.say("");
     this.ask();
@@ -385,13 +385,12 @@ class Live extends MapPage {
     };
   }
 
-  // Of each pixel whether the outline holds it, or runs through its middle.
+  // Of each pixel whether its middle lies inside of the outline, or on it.
   held() {
     const context = this.board.getContext("2d");
-    const path = new Path2D(`M${this.cut.join("L")}Z`);
+    const outline = new Path2D(`M${this.cut.join("L")}Z`);
     return range(PIXELS).map((i) => {
-      const place = [(i % SIDE) + 0.5, Math.floor(i / SIDE) + 0.5];
-      return context.isPointInPath(path, ...place) || context.isPointInStroke(path, ...place);
+      return context.isPointInPath(outline, (i % SIDE) + 0.5, Math.floor(i / SIDE) + 0.5);
     });
   }
 
