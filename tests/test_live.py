@@ -250,8 +250,9 @@ def test_an_object_is_cut_out_along_its_outline_and_moved(opened):
     assert (pixels(page) == now).all()
 
 
-def test_keys_go_from_cell_to_cell_on_both_grids(opened):
+def test_keys_go_from_cell_to_cell_on_both_grids_and_space_hides_one(opened):
     page = opened()
+    original = pixels(page)
     maps = "document.querySelector('.alive').live.maps.map((map) => map.slice(-1)[0].toFixed(2))"
     reading = page.locator("#reading")
     for grid in (4, 8):
@@ -268,6 +269,11 @@ def test_keys_go_from_cell_to_cell_on_both_grids(opened):
         assert [float(number) for number in numbers] == list(map(float, page.evaluate(maps)))
         page.keyboard.press("ArrowLeft")
         assert reading.inner_text().startswith(f"Row {grid}, column {grid - 1}:")
+        page.keyboard.press(" ")
+        y, x = np.nonzero((pixels(page) != original).any(0))
+        size = 32 // grid
+        assert (y.min(), y.max(), x.min(), x.max()) == (32 - size, 31, 32 - 2 * size, 31 - size)
+        page.keyboard.press("Control+z")
         page.keyboard.press("Tab")
         assert "Row" not in reading.inner_text()
 

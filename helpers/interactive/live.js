@@ -436,6 +436,12 @@ class Live extends MapPage {
       event.preventDefault();
       this.undo();
     };
+    this.find(".panels").onkeydown = (event) => {
+      if (event.key !== " " || !this.pointed || !event.target.matches("canvas")) return;
+      event.preventDefault();
+      const [down, right] = this.pointed;
+      this.cover(right * SIDE, down * SIDE);
+    };
     const { host } = this.root;
     host.ondragover = (event) => event.preventDefault();
     host.ondrop = (event) => {
