@@ -108,8 +108,9 @@ def may_have_channels_last(output: Tensor, images: Tensor, model: nn.Module) -> 
         for rows, columns in (output.shape[1:3], output.shape[2:])
     ]
     # If as many channels as rows leave it open: who puts channels last norms them with LayerNorm.
-    has_norms = any(isinstance(part, nn.LayerNorm) for part in model.modules())
-    return fits[0] and (has_norms or not fits[1])
+    return fits[0] and (
+        not fits[1] or any(isinstance(part, nn.LayerNorm) for part in model.modules())
+    )
 
 
 class _GradientModes(TorchFunctionMode):
@@ -122,10 +123,11 @@ class _GradientModes(TorchFunctionMode):
     ) -> Any:
         if function is torch._C._set_grad_enabled and self.above_layer:
             args = (True,)
-        leave = torch.is_inference_mode_enabled()
-        with torch.inference_mode(False) if leave else nullcontext():
-            if leave or self.above_layer:
-                torch._C._set_grad_enabled(self.above_layer)
+        if not torch.is_inference_mode_enabled():
+            if self.above_layer:
+                torch._C._set_grad_enabled(True)
+            return function(*args, **(kwargs or {}))
+        with torch.inference_mode(False), torch.set_grad_enabled(self.above_layer):
             return function(*args, **(kwargs or {}))
 
 
