@@ -6,7 +6,9 @@ mark which gives the class away, and asks them and the honest network the same. 
 within minutes.
 
 The records: `deletion --images 500` and `randomisation --images 100 --seeds 10`, both with
-`--networks cifar10 cifar10-narrow-0 cifar10-narrow-1`, and `cheat --images 1000`.
+`--networks cifar10 cifar10-narrow-0 cifar10-narrow-1`, and `cheat --images 1000`. The networks
+cifar10-seed-1 to -4 in them are those that `python -m helpers.studies.seeds` trains with these
+seeds; their rows were made on a GPU, which draws other random weights than a CPU.
 """
 
 import copy
