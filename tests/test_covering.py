@@ -98,9 +98,20 @@ def test_the_study_has_rows_for_each_group_and_paint(model, monkeypatch):
     assert len(rows) == 4 * 2 * 7
     images = dict(zip(rows["group"], rows["images"]))
     assert list(images.values()) == [3, 3, 3, 2]
-    by_rule = rows[rows["paint"] == "mean colour"].set_index(["rule", "group"])["mean"].unstack()
-    less = by_rule["mistakes"] - by_rule["right, as close"]
-    np.testing.assert_allclose(less, by_rule["mistakes less right"])
+
+
+def test_mistakes_less_right_by_hand(model, monkeypatch):
+    dataset = load_dataset("shapes10", train_size=1, test_size=5).test
+    logits = np.eye(10, dtype=np.float32)[[0, 1, 2, 3, 4]]
+    logits[:, 9] = 0.5  # the second class of all
+    predictions = Predictions(logits, np.array([9, 8, 2, 3, 4]), dataset.classes)
+    monkeypatch.setattr(covering, "predict", lambda *of: predictions)
+    turned = iter([[1.0, 0.0], [0.0, 0.0]])  # of two mistakes, then of two right predictions
+    monkeypatch.setattr(
+        covering, "turned_by_paint", lambda *of: {"grey": pd.DataFrame({"own map": next(turned)})}
+    )
+    rows = covering.cover(model, dataset)
+    assert rows["mean"].tolist() == [0.5, 0, 0.5, 1] and rows["images"].tolist() == [2, 2, 2, 1]
 
 
 @pytest.mark.parametrize("name", ["cifar10-covering", "shapes10-covering"])
@@ -161,6 +172,16 @@ def test_top_cell_by_hand():
     assert [found[name] for name in ("images", "same", "other", "difference")] == [2, 1, 0, 1]
     swapped = likeness.gain_at_top_cell(drops[:, [1, 0, 2]], of=1)
     assert swapped == found
+
+
+def test_the_pair_confused_most_by_hand():
+    maps = np.random.default_rng(0).normal(size=(4, 4, 16))
+    roles = np.array([[0, 1], [1, 0], [0, 2], [2, 3]])
+    rows = likeness.by_most_frequent_pair(maps, roles).values()
+    assert [row["images"] for row in rows] == [2, 1, 1]
+    alike = [np.corrcoef(of_image[:2])[0, 1] for of_image in maps]
+    expected = [np.mean(alike[:2]), alike[2], alike[3]]
+    assert [row["same"] for row in rows] == pytest.approx(expected)
 
 
 @pytest.mark.filterwarnings("ignore")  # no two mistakes are of one kind
