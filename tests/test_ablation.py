@@ -82,6 +82,16 @@ def test_command_repeats_some_variants_at_another_width_and_length_in_a_table_of
     assert capsys.readouterr().err.splitlines()[-1].endswith(message)
 
 
+def test_the_recipes_networks_of_two_seeds_are_kept_and_no_others(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(runs, "train_once", lambda *given: kept.append(given[-1]))
+    for seed in range(3):
+        for changes in ({}, {"hole": 0}):
+            ablation.train_variant(tiny.make_study(tmp_path / "x-ablation.csv"), "v", seed, changes)
+    twins = [tmp_path / f"x-narrow-{seed}.pt" for seed in (0, 1)]
+    assert kept == [twins[0], None, twins[1], None, None, None]
+
+
 def test_rows_of_another_recipe_are_not_gone_on_with(tmp_path, capsys):
     path = tmp_path / "ablation.csv"
     columns = ["variant", "seed", "epochs", "width", "validation_accuracy"]

@@ -59,6 +59,10 @@ def test_network_of_each_seed_is_kept_and_scored_beside_its_average(tmp_path):
     ]:
         assert scores[key] == pytest.approx(predict(model, study.test, flip=flip).accuracy)
     assert not torch.allclose(network.fc.weight, averaged.fc.weight, atol=1e-3)
+    torch.manual_seed(1)
+    last = resnet18(10, 16, *channel_statistics(study.train.images))
+    training.fit(last, study.train, None, replace(recipe, seed=1, ema=0.0))
+    torch.testing.assert_close(network.fc.weight, last.fc.weight, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,8 @@ OTHER_STUDIES = {
 @pytest.mark.parametrize("other", OTHER_STUDIES.values(), ids=OTHER_STUDIES)
 def test_rows_of_a_study_that_differs_in_anything_are_refused(tmp_path, other):
     study = tiny.make_study(tmp_path / "m.csv")
-    study.run_missing({(0, "quick"): (lambda study: {"score": 1.5},)})
+    table = study.run_missing({(0, "quick"): (lambda study: {"score": 1.23456},)})
+    assert table["score"].tolist() == [1.2346]
     with pytest.raises(ValueError, match="m.csv holds runs with other (data|recipe): delete"):
         other(study).run_missing({})
 
