@@ -3,6 +3,7 @@
 import hashlib
 import os
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,13 +116,14 @@ def load_dataset(
             WALKTHROUGH_SKIP_DAMAGED=1 in the environment asks for it, too.
 
     Raises:
-        ValueError: an unknown name, a size below 1, or a malformed folder.
+        ValueError: an unknown name, a size that is no whole number from 1, or a malformed folder.
         FileNotFoundError: there is no such folder.
         RuntimeError: CIFAR-10 cannot be downloaded, or is damaged. Each message is one line that
             names the remedy.
     """
-    if any(size is not None and size < 1 for size in (train_size, test_size)):
-        raise ValueError("train_size and test_size must be at least 1")
+    for argument, size in {"train_size": train_size, "test_size": test_size}.items():
+        if size is not None and not (isinstance(size, Integral) and size >= 1):
+            raise ValueError(f"{argument} must be a whole number of at least 1, or None: {size!r}")
     root = files.find_folder(root) if root else files.project_root() / "data"
     skip_damaged = skip_damaged or os.environ.get("WALKTHROUGH_SKIP_DAMAGED", "0") not in ("", "0")
     if name == "auto":

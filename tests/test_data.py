@@ -909,6 +909,14 @@ def test_proxy_that_is_set_after_a_failure_is_used(tmp_path, monkeypatch, mirror
     assert mirror.requested_paths == [address] and "s3cret" not in note
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_named_pipe_in_place_of_the_note_of_a_failure_is_passed_over(tmp_path, mirror):
+    os.mkfifo(tmp_path / ".download-failed")
+    for _ in range(2):
+        assert load_dataset("auto", tmp_path, 1, 1).name == "shapes10"
+    assert len(mirror.requested_paths) == 1
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.uint16, np.int64])
 def test_labels_become_int64_whatever_they_were(dtype):
     images, labels = np.zeros((3, 32, 32, 3), np.uint8), np.array([2, 0, 1])
@@ -1260,10 +1268,11 @@ def test_split_needs_images_on_both_sides(size):
         split_off(NUMBERED, size)
 
 
-@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-3, 1)])
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-3, 1), ("10", 1), (1, 2.5), (1, [3])])
 @pytest.mark.parametrize("name", ["shapes10", "folder"])
-def test_sizes_below_one_are_refused(folder, name, sizes):
-    with pytest.raises(ValueError, match="must be at least 1"):
+def test_sizes_other_than_whole_numbers_from_one_are_refused(folder, name, sizes):
+    wrong = "test_size" if sizes[0] == 1 else "train_size"
+    with pytest.raises(ValueError, match=f"^{wrong} must be a whole number of at least 1"):
         load_dataset(folder if name == "folder" else name, None, *sizes)
 
 

@@ -81,6 +81,14 @@ def table(folder):
 KINDS = [weights, weights_without_a_digest, checkpoint, cache, table]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+@pytest.mark.parametrize("read", [files.read_sealed, runs.read_rows], ids=["sealed", "rows"])
+def test_named_pipe_in_place_of_a_file_is_refused(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="pipe is no ordinary file: take it away"):
+        read(tmp_path / "pipe")
+
+
 def as_plain(found):
     """What was read, in a form that `==` compares, types and shapes included."""
     if isinstance(found, dict):

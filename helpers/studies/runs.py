@@ -23,7 +23,13 @@ from helpers.evaluation import predict
 from helpers.model import PreActResNet, load_pretrained, resnet18, save_weights
 from helpers.studies.cluster import WORKER_COMMAND, on_cluster
 from helpers.support.command import add_arguments, config_from_args, make_parser
-from helpers.support.files import exclusive_lock, one_line, project_root, write_atomically
+from helpers.support.files import (
+    exclusive_lock,
+    one_line,
+    project_root,
+    read_file,
+    write_atomically,
+)
 from helpers.support.loader import require_images
 from helpers.support.weights import write_weights
 from helpers.training import TrainConfig, fit
@@ -160,7 +166,7 @@ def read_rows(path: Path) -> list[dict]:
     """
     if not path.exists():
         return []
-    content = path.read_bytes()
+    content = read_file(path)
     try:
         complete = content[: content.rfind(b"\n") + 1].decode()
         if not complete:

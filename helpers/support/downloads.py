@@ -58,16 +58,17 @@ def download_or_reason(root: Path) -> str:
     place = _source(root), sorted(urllib.request.getproxies().items())
     key = hashlib.blake2b(repr(place).encode(), digest_size=8).hexdigest()
     with suppress(OSError, ValueError):  # the note may hold anything, or be a folder
-        known_key, reason = note.read_text("ascii").split("\n")
+        known_key, reason = files.read_file(note).decode("ascii").split("\n")
         age = abs(time.time() - note.stat().st_mtime)
         if known_key == key and reason and age < RETRY_AFTER_SECONDS:
             return reason
     try:
         download_cifar10(root)
     except RuntimeError as error:
+        reason = str(error)
         with suppress(OSError):
-            note.write_text(f"{key}\n{error}")
-        return str(error)
+            files.write_atomically(note, lambda file: file.write(f"{key}\n{reason}".encode()))
+        return reason
     return ""
 
 

@@ -134,6 +134,13 @@ def _keep_names(folder: Path) -> None:
         os.fsync(descriptor)
 
 
+def read_file(path: str | os.PathLike) -> bytes:
+    """The content of a file; OSError for a named pipe, at which a reader would wait for ever."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise OSError(f"{path} is no ordinary file: take it away, or name another")
+    return Path(path).read_bytes()
+
+
 def read_sealed(path: str | os.PathLike) -> tuple[memoryview, bool]:
     """Read a file, and compare its digest before anything else is done with it.
 
@@ -144,7 +151,7 @@ def read_sealed(path: str | os.PathLike) -> tuple[memoryview, bool]:
         ValueError: the content is not what was written.
         OSError: the file cannot be read.
     """
-    content = memoryview(Path(path).read_bytes())
+    content = memoryview(read_file(path))
     end = max(0, len(content) - len(SEAL) - 64)
     if content[end:-64] != SEAL:
         return content, False
