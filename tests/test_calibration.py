@@ -3,25 +3,15 @@
 import numpy as np
 import pytest
 from scipy.special import softmax
-from sklearn.calibration import calibration_curve
 from sklearn.metrics import classification_report
 from test_evaluation import answers_of, random_answers
 
-from helpers.evaluation import Predictions
 from helpers.studies.calibration import (
-    calibration_error,
     fit_logit_shift,
     fit_temperature,
     per_class,
     weights_from_recall,
 )
-
-
-def answers_of_confidence(confidences, right) -> Predictions:
-    """The answer is always class 0, with these confidences; the label is 0 where it is right."""
-    confidences = np.array(confidences)
-    logits = np.log(np.stack([confidences, 1 - confidences], axis=1))
-    return answers_of(logits, np.where(right, 0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -51,25 +41,6 @@ def test_scores_per_class_agree_with_sklearns_report():
 
 
 # calibration
-
-
-def test_calibration_error_by_hand():
-    confidences = [0.55, 0.57, 0.9, 0.94, 0.92, 0.96]
-    answers = answers_of_confidence(confidences, [True, False, True, True, True, False])
-    # From 0.5 to 0.75: 0.56 and 1 of 2. From 0.75 to 1: 0.93 and 3 of 4. The two below are empty.
-    assert calibration_error(answers, bins=4) == pytest.approx((2 * 0.06 + 4 * 0.18) / 6)
-
-
-def test_calibration_error_agrees_with_sklearns_curve():
-    answers = random_answers(400, 5, scale=3)
-    accuracy, confidence = calibration_curve(answers.correct, answers.confidence, n_bins=10)
-    images = np.histogram(answers.confidence, 10, (0, 1))[0]
-    error = np.average(np.abs(accuracy - confidence), weights=images[images > 0])
-    assert calibration_error(answers) == pytest.approx(error)
-
-
-def test_calibration_error_takes_a_confidence_of_one():
-    assert calibration_error(answers_of([[200.0, 0.0]], [0])) == pytest.approx(0)
 
 
 def test_temperature_finds_by_what_factor_the_logits_are_too_large_or_too_small():

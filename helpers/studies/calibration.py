@@ -28,17 +28,6 @@ def per_class(predictions: Predictions) -> pd.DataFrame:
     return pd.DataFrame(scores, index=list(predictions.classes))
 
 
-def calibration_error(predictions: Predictions, bins: int = 10) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599).
-
-    Images are grouped by confidence, in groups of equal width from 0 to 1. The error is the
-    difference between accuracy and confidence of a group, without its sign, averaged over images.
-    """
-    group = np.minimum((predictions.confidence * bins).astype(int), bins - 1)
-    surplus = np.bincount(group, predictions.correct - predictions.confidence)
-    return float(np.abs(surplus).sum() / len(group))
-
-
 def fit_temperature(predictions: Predictions) -> float:
     """The temperature that minimises the cross-entropy of the logits divided by it.
 
