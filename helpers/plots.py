@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from matplotlib import colormaps
+from matplotlib import colormaps, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font, get_font_names
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -40,6 +41,10 @@ MOST_COLUMNS = 5  # pictures in a row
 MOST_ROWS = 20  # of a figure, with labels; of more, some are drawn
 MOST_BARS = 12  # of probabilities: of more classes, the likeliest have one
 SMALLEST_TYPE = 9  # points
+MORE_FONTS = (  # where they are installed, they draw what Matplotlib's own lacks
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("Arial Unicode MS", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Segoe UI"),
+)
 
 
 def save_readme_figure(figure: Figure, name: str, dataset_name: str) -> Figure:
@@ -108,7 +113,7 @@ def image_grid(
     for ax, picture in zip(axes.flat, pictures):
         _draw_in_frame(ax, picture, largest)
     for ax, title in zip(axes.flat, titles if titles is not None else ()):
-        ax.set_title(title, fontsize=10)
+        ax.set_title(_short(title, int(12 * scale)), fontsize=10)
     return figure
 
 
@@ -322,7 +327,7 @@ def heatmap_rows(
         ax.set_visible(False)
     for number, (panel, image, title) in enumerate(zip(panels, images, titles)):
         panel[0].imshow(_pixels(image))
-        panel[0].set_title(title, fontsize=10)
+        panel[0].set_title(_short(title, 17), fontsize=10)
         for ax, maps in zip(panel[1:], overlays.values()):
             heat = _draw_overlay(ax, image, maps[number])
         for ax, maps in zip(panel[1 + len(overlays) :], signed.values()):
@@ -425,23 +430,41 @@ def cells(image: Array, values: Array, title: str) -> Figure:
 
 
 class PlainFigure(Figure):
-    """A figure that shows each text as it stands: of a class called `$a_b$` it makes no formula."""
+    """A figure that shows each text as it stands: of a class called `$a_b$` it makes no formula.
+
+    What no font has is drawn as boxes, and a warning says so in one line.
+    """
+
+    def __init__(self, *args: Any, layout: Any = "constrained", **settings: Any) -> None:
+        super().__init__(*args, layout=layout, **settings)
 
     def draw(self, renderer: Any) -> None:
         """Draw it, as matplotlib asks for."""
-        for text in self.findobj(Text):
+        installed = [name for name in MORE_FONTS if name in get_font_names()]
+        families, texts = [*rcParams["font.family"], *installed], self.findobj(Text)
+        for text in texts:
             text.set_parse_math(False)
-        super().draw(renderer)
+            text.set_fontfamily(families)
+        fonts = [get_font(findfont(FontProperties(family=[name]))) for name in families]
+        signs = set("".join(text.get_text() for text in texts if text.get_visible()))
+        lacking = {s for s in signs if not any(font.get_char_index(ord(s)) for font in fonts)}
+        if missing := "".join(filter(str.isprintable, sorted(lacking))):
+            remedy = "boxes are drawn; install one, for example fonts-noto-cjk"
+            warnings.warn(f"Matplotlib has no font for {missing}: {remedy}", stacklevel=2)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")
+            super().draw(renderer)
 
 
 def _figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
-    return PlainFigure(figsize=(width, height), layout="constrained")
+    return PlainFigure(figsize=(width, height))
 
 
-def _short(label: str) -> str:
-    """A label without the middle of a line of more than 40 letters, which would crowd a figure."""
-    return re.sub("(.{25}).{2,}(.{14})", r"\1…\2", str(label))
+def _short(label: str, most: int = 40) -> str:
+    """A label without the middle of a line of more than `most` letters: it would crowd a figure."""
+    end = -(-most // 3)
+    return re.sub(f"(.{{{most - 1 - end}}}).{{2,}}(.{{{end}}})", r"\1…\2", str(label))
 
 
 def _some(count: int) -> np.ndarray:
@@ -494,7 +517,7 @@ def _bar_beside(axes: np.ndarray, shown: AxesImage, label: str) -> None:
 def _titled(ax: Axes, title: str) -> Axes:
     """A panel for a picture: without ticks, under its title."""
     ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=11)
+    ax.set_title(_short(title, 27), fontsize=11)
     return ax
 
 

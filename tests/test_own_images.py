@@ -62,7 +62,7 @@ def write_folder(folder, own, seed=0):
     pictures = rng.integers(0, 256, (len(own.train), 4, 4, 3)).repeat(8, 1).repeat(8, 2)
     for part, sizes in (("train", own.train), ("test", own.test)):
         for label, count in enumerate(sizes):
-            place = folder / part / f"class {label:03}"
+            place = folder / part / rf"{label:03} $\frac"  # two of them make no formula
             place.mkdir(parents=True)
             for n in range(count):
                 other = pictures[rng.integers(len(pictures))]

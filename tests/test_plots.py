@@ -101,6 +101,36 @@ def test_texts_are_drawn_as_they_stand_and_never_as_formulas(tmp_path):
         assert drawn.min() < 1 and np.array_equal(drawn, imread(tmp_path / "escaped.png"))
 
 
+@pytest.mark.parametrize("box", [None, "tight"])
+def test_signs_that_no_font_has_are_named_in_one_line(tmp_path, monkeypatch, box):
+    for fonts, lost in {("no such font",): "⌚猫", ("STIXGeneral",): "猫"}.items():
+        monkeypatch.setattr(plots, "MORE_FONTS", fonts)
+        figure = plots.image_grid(IMAGES, ["⌚ cat", "猫", "猫\n⌚"])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            figure.savefig(tmp_path / "signs.png", bbox_inches=box)
+        (said,) = {str(warning.message) for warning in caught}
+        assert said.startswith(f"Matplotlib has no font for {lost}: boxes are drawn; install")
+
+
+@pytest.mark.parametrize("count", [2, 5, 8])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        plots.image_grid,
+        lambda images, titles: plots.heatmap_rows(images, titles, {"a": images[:, 0]}),
+    ],
+    ids=["grid", "rows"],
+)
+def test_long_names_leave_their_neighbours_in_peace(draw, count):
+    figure = draw(IMAGES[[0] * count], ["said n02099601-golden_retriever\nis automobile"] * count)
+    figure.draw_without_rendering()
+    titles = [text for text in figure.findobj(Text) if text.get_text().startswith("said n02")]
+    boxes = [title.get_window_extent() for title in titles]
+    assert len(boxes) == count and not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
+    assert titles[0].get_text().endswith("iever\nis automobile")
+
+
 def test_small_type_and_wide_figures_are_found():
     figure = Figure(figsize=(plots.WIDEST, 2))
     text = figure.text(0, 0, "small", fontsize=plots.SMALLEST_TYPE)
