@@ -45,6 +45,7 @@ MORE_FONTS = (  # where they are installed, they draw what Matplotlib's own lack
     *("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
     *("Arial Unicode MS", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Segoe UI"),
 )
+NAMED: set[str] = set()  # signs without a font that a warning has named already
 
 
 def save_readme_figure(figure: Figure, name: str, dataset_name: str) -> Figure:
@@ -448,7 +449,8 @@ class PlainFigure(Figure):
         fonts = [get_font(findfont(FontProperties(family=[name]))) for name in families]
         signs = set("".join(text.get_text() for text in texts if text.get_visible()))
         lacking = {s for s in signs if not any(font.get_char_index(ord(s)) for font in fonts)}
-        if missing := "".join(filter(str.isprintable, sorted(lacking))):
+        if missing := "".join(filter(str.isprintable, sorted(lacking - NAMED))):
+            NAMED.update(missing)
             remedy = "boxes are drawn; install one, for example fonts-noto-cjk"
             warnings.warn(f"Matplotlib has no font for {missing}: {remedy}", stacklevel=2)
         with warnings.catch_warnings():
