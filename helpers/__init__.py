@@ -6,14 +6,15 @@ model           the network, and a copy of it with a finer grid
 training        configuration, optimiser, the loop (`fit`)
 evaluation      predict once; accuracy, loss and confidence from the arrays
 gradcam         Grad-CAM: heatmaps and signed evidence
-methods         other methods beside it, in three lines each
+methods         five other methods, called as Grad-CAM is
 similarity      compares one heatmap with another
 explanation     why a map is blank; maps dealt out to other images
 plots           every figure, and its colours
 diagrams        drawings of how something works
 
-support         plumbing: files, downloads, checkpoints, processes, intervals
-interactive     explorer, game, photograph, pages; studies: experiments of hours, their records
+support         plumbing: files, downloads, checkpoints, processes, intervals, cropped photographs
+interactive     explorer, game, photograph, live page, pages of the notebooks
+studies         commands that run for minutes or hours, and the tables that they made
 """
 
 import os

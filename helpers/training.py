@@ -57,7 +57,7 @@ class TrainConfig:
     trivial: bool = False  # change each image in one more way, by TrivialAugment
     stronger_classes: tuple[str, ...] = ()  # classes whose images are augmented more strongly
     class_weights: tuple[float, ...] = ()  # what an image of each class counts in the loss
-    ema: float = 0.0  # share an averaged copy of the weights keeps at each step; 0: no copy
+    ema: float = 0.0  # decay of a moving average of the weights, such as 0.999; 0: none
     mixed_precision: bool = True  # 16-bit arithmetic where the machine is faster with it
     seed: int = 0  # of the order of images and of their augmentation
 
@@ -71,7 +71,7 @@ class TrainConfig:
         return self.image_sizes[min(epoch, len(self.image_sizes) - 1)]
 
 
-# What a setting may be; of several numbers, each one. A square bracket includes the end.
+# What a setting may be; of several numbers, each one. The word says which ends are included.
 RANGES = {
     "epochs": pd.Interval(1, math.inf, "left"),
     "batch_size": pd.Interval(1, math.inf, "left"),
@@ -154,7 +154,7 @@ def make_scheduler(
     Smith & Topin 2018, arXiv:1708.07120; the values are those of PyTorch's OneCycleLR.
     """
     last_step = config.epochs * steps_per_epoch
-    top_step = max(config.warmup * (last_step + 1), 1.5) - 1  # 1.5: never before the first step
+    top_step = max(config.warmup * (last_step + 1), 1.5) - 1  # three points in order
     steps = [0, top_step, last_step]
     factors = [1 / 25, 1, 1 / 25e4] if config.one_cycle else [1, 1, 1]
     return LambdaLR(optimizer, lambda step: float(np.interp(step, steps, factors)))
@@ -169,7 +169,8 @@ def make_criterion(train: Dataset, config: TrainConfig) -> Callable:
     counts would depend on its neighbours.
 
     Raises:
-        ValueError: there is not one weight for each class; in calls, not one logit.
+        ValueError: class_weights has not one number for each class; where the criterion is called,
+            the logits have not one column for each class.
     """
     num_classes = len(train.classes)
     weights = np.array(config.class_weights or [1.0] * num_classes)
@@ -242,9 +243,9 @@ def fit(
         validation: images to score after every epoch; None leaves those columns empty.
         config: of the run.
         device: `default_device()` if not given.
-        checkpoint: a path. It is written after every epoch and when interrupted; where it exists,
-            the run goes on from it, with as many threads to the same bits. One run at a time may
-            use it.
+        checkpoint: a path. It is written after every epoch and when interrupted. Where it exists,
+            the run resumes from it; with the same number of threads the result is identical to
+            the last bit. One run at a time may use it.
         log: called with the row of each finished epoch. (TQDM_DISABLE=1 silences the progress bar.)
         compile: use torch.compile, if it works here.
 

@@ -73,7 +73,7 @@ def test_groups_are_the_mistakes_and_right_predictions_of_the_nearest_margins():
     logits[:, 0] = [2, 5, 1, 1.9, 8]
     logits[2, 1] = 0.5
     predictions = Predictions(logits, np.array([1, 2, 0, 0, 0]), ("a", "b", "c"))
-    (wrong, roles), (close, of_close) = covering.groups(predictions).values()
+    (wrong, roles), (close, of_close) = covering.mistakes_and_close_calls(predictions).values()
     assert sorted(wrong) == [0, 1] and roles[wrong == 0].tolist() == [[0, 1]]
     assert sorted(close) == [3, 4]  # margins 1.9 and 8, for 2 and 5
     assert (of_close[:, 0] == 0).all()
@@ -82,7 +82,7 @@ def test_groups_are_the_mistakes_and_right_predictions_of_the_nearest_margins():
 def test_fewer_than_two_mistakes_are_refused():
     predictions = Predictions(np.eye(3, dtype=np.float32), np.array([0, 1, 0]), ("a", "b", "c"))
     with pytest.raises(ValueError, match="makes 1 mistakes on these images: take more"):
-        covering.groups(predictions)
+        covering.mistakes_and_close_calls(predictions)
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")  # no two mistakes are of one kind
@@ -192,7 +192,7 @@ def test_likeness_has_rows_for_each_null_and_zero_of_both_groups(model):
     assert set(table["group"]) == {"mistakes", "right, as close"}
     first, _ = table.loc[("its two classes", "another image"), "same"]
     predictions = evaluation.predict(model, test)
-    wrong, roles = covering.groups(predictions)["mistakes"]
+    wrong, roles = covering.mistakes_and_close_calls(predictions)["mistakes"]
     maps = GradCAM(model).evidence(test.tensor(wrong), roles).flatten(2)
     assert first == pytest.approx(np.mean([np.corrcoef(of_image)[0, 1] for of_image in maps]))
 

@@ -2,6 +2,7 @@
 
 `python -m helpers.interactive.pages` runs them first, two at a time; with `--no-execute` it does
 not. The pages need no script and no network: formulas in LaTeX become MathML.
+Their frame with the navigation bar is notebooks/page.html.j2.
 """
 
 import argparse

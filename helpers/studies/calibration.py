@@ -1,4 +1,7 @@
-"""Scores of each class, calibration, and what makes up for weak classes: weights, a logit shift."""
+"""Scores of each class, calibration, and what makes up for weak classes: weights, a logit shift.
+
+The table behind the reliability diagram is made in notebook 3.
+"""
 
 from collections.abc import Sequence
 

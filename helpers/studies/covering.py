@@ -89,7 +89,7 @@ def turned_by_rule(
     return pd.DataFrame(found).astype(float)
 
 
-def groups(predictions: Predictions) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def mistakes_and_close_calls(predictions: Predictions) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The mistakes, and right predictions that are as close.
 
     How close a call is: the logit of the first of its two classes less that of the second. Each
@@ -151,7 +151,7 @@ def rates(turned: pd.DataFrame) -> pd.DataFrame:
 def cover(model: PreActResNet, dataset: Dataset) -> pd.DataFrame:
     """The rows of one network: one for each group of images, paint and rule."""
     predictions = predict(model, dataset)
-    found = groups(predictions)
+    found = mistakes_and_close_calls(predictions)
     turned = {
         group: turned_by_paint(model, dataset.tensor(indices), roles)
         for group, (indices, roles) in found.items()

@@ -24,7 +24,7 @@ from helpers.evaluation import predict
 from helpers.gradcam import GradCAM
 from helpers.model import PreActResNet
 from helpers.similarity import all_maps, same_minus_other
-from helpers.studies.covering import BLOCKS, groups, logits_when_covered
+from helpers.studies.covering import BLOCKS, logits_when_covered, mistakes_and_close_calls
 from helpers.studies.networks import logits_of, network_parser, write_rows
 from helpers.support.command import one_line_errors
 from helpers.support.intervals import mean_intervals
@@ -225,7 +225,7 @@ def compare(model: PreActResNet, test: Dataset) -> pd.DataFrame:
     predictions = predict(model, test)
     tables = {
         group: rows_of_group(model, test.tensor(indices), predictions.logits[indices], roles)
-        for group, (indices, roles) in groups(predictions).items()
+        for group, (indices, roles) in mistakes_and_close_calls(predictions).items()
     }
     table = pd.concat(tables, names=["group"]).reset_index("group")
     return table.astype({"images": int})
