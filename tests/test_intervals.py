@@ -52,6 +52,15 @@ def test_bootstrap_interval_of_a_mean_is_the_normal_one():
     assert bootstrap_interval(values) == pytest.approx(expected, abs=0.1 * half)
 
 
+def test_ends_of_bootstrap_intervals_lie_1_96_standard_errors_from_the_mean():
+    samples = np.random.default_rng(2).normal(size=(40, 300))
+    errors = samples.std(axis=1) / np.sqrt(300)
+    low, high = np.array([bootstrap_interval(sample) for sample in samples]).T
+    means = samples.mean(axis=1)
+    assert ((means - low) / errors).mean() == pytest.approx(1.96, abs=0.06)
+    assert ((high - means) / errors).mean() == pytest.approx(1.96, abs=0.06)
+
+
 def test_bootstrap_interval_covers_the_true_mean_19_times_in_20():
     samples = np.random.default_rng(0).normal(size=(200, 40))
     low, high = np.array([bootstrap_interval(sample) for sample in samples]).T

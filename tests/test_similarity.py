@@ -144,6 +144,16 @@ def test_same_minus_other_by_hand():
     assert means.to_dict() == pytest.approx(expected)
 
 
+def test_same_minus_others_interval_lies_1_96_standard_errors_from_the_mean():
+    ends = []
+    for seed in range(20):
+        own = np.random.default_rng(seed).normal(size=60)
+        row = same_minus_other(np.diag(own)).loc["same"]
+        error = own.std() / np.sqrt(60)
+        ends.append(((row["mean"] - row["from"]) / error, (row["to"] - row["mean"]) / error))
+    assert np.mean(ends, axis=0) == pytest.approx(1.96, abs=0.08)
+
+
 def test_same_minus_other_leaves_nans_out():
     similarities = np.array([[0.9, np.nan, 0.2], [0.3, 0.8, 0.1], [0.0, 0.2, 0.4]])
     means = same_minus_other(similarities)["mean"]
