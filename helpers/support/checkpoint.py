@@ -30,12 +30,17 @@ def load_checkpoint(path: Path, identity: dict, state: Any) -> None:
     candidates = [p for p in (Path(path), Path(f"{path}.previous")) if p.exists()]
     if not candidates:
         return
-    used, saved = _first_readable(candidates)
-    if saved is None:
+    for used in candidates:
+        try:
+            saved = load_checked(used)
+            there = dict(saved.pop("identity"))
+            break
+        except Exception:  # which one depends on where the file is damaged
+            print(f"{used} is not a checkpoint of this project, or is damaged")
+    else:
         raise ValueError(
             f"no checkpoint at {path} can be read: delete it to start anew, or name another file"
         )
-    there = saved.pop("identity")
     changed = [
         f"{name} {there.get(name)} there, {here} here"
         for name, here in identity.items()
@@ -47,15 +52,3 @@ def load_checkpoint(path: Path, identity: dict, state: Any) -> None:
             "to train longer, begin a new run from its weights (--init weights.pt)"
         )
     state.load_state_dict(saved)
-
-
-def _first_readable(candidates: list[Path]) -> tuple[Path | None, dict | None]:
-    """The first file that holds a checkpoint, and its content; the others are named."""
-    for path in candidates:
-        try:
-            saved = load_checked(path)
-            _ = saved["identity"].items()
-            return path, saved
-        except Exception:  # which one depends on where the file is damaged
-            print(f"{path} is not a checkpoint of this project, or is damaged")
-    return None, None

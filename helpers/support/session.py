@@ -190,17 +190,14 @@ class Session:
         """
         loss, accuracy = (self.totals / self.seen).tolist()
         if not math.isfinite(loss):
-            self._raise_diverged()
+            self.require_finite()
         return loss, accuracy
 
     def require_finite(self) -> None:
         """Raise FloatingPointError where a loss or a weight is NaN or infinite."""
         if not all_finite(self.state_dict()):
-            self._raise_diverged()
-
-    def _raise_diverged(self) -> None:
-        rate = self.state.scheduler.get_last_lr()[0]
-        raise FloatingPointError(f"diverged at a learning rate of {rate:.3g}: lower peak_lr")
+            rate = self.state.scheduler.get_last_lr()[0]
+            raise FloatingPointError(f"diverged at a learning rate of {rate:.3g}: lower peak_lr")
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all parts, and how far the run has come."""
