@@ -7,8 +7,7 @@ training        configuration, optimiser, the loop (`fit`)
 evaluation      predict once; accuracy, loss and confidence from the arrays
 gradcam         Grad-CAM: heatmaps and signed evidence
 methods         five other methods, called as Grad-CAM is
-similarity      compares one heatmap with another
-explanation     why a map is blank; maps dealt out to other images
+similarity      compares one heatmap with another; deals maps out to other images
 plots           every figure, and its colours
 diagrams        drawings of how something works
 

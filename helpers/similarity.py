@@ -1,4 +1,7 @@
-"""Compare maps with maps: how similar are two, and is that due to the image or to all images?"""
+"""Compare maps with maps: how similar are two, and is that due to the image or to all images?
+
+`derangement` deals maps out to other images, as a null.
+"""
 
 import numpy as np
 import pandas as pd
@@ -35,7 +38,10 @@ def _unit_ranks(maps: Tensor) -> np.ndarray:
     """Ranks of each map's cells, centred and scaled to length 1: (N, h, w) -> (N, h * w)."""
     cells = maps.detach().float().cpu().flatten(1).numpy()
     if np.isnan(cells).any():
-        raise ValueError("a map holds NaN, which would be ranked like a number: see `diagnose`")
+        raise ValueError(
+            "a map holds NaN, which would be ranked like a number: look for NaNs in the network's "
+            "weights and in the image"
+        )
     ranks = rankdata(cells, axis=1)
     ranks -= ranks.mean(1, keepdims=True)
     with np.errstate(invalid="ignore"):  # a constant map: 0 / 0 is NaN
@@ -114,3 +120,19 @@ def all_maps(explain: GradCAM, images: Tensor, num_classes: int, batch_size: int
     classes = torch.arange(num_classes)
     batches = images.split(batch_size)
     return torch.cat([explain.evidence(part, classes.expand(len(part), -1)) for part in batches])
+
+
+def derangement(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Assign to each of `count` images another one, so that each is assigned once.
+
+    Args:
+        count: at least 2.
+        rng: of the random draws.
+
+    Returns:
+        (count,) indices, none at its own place.
+    """
+    shuffled = rng.permutation(count)
+    others = np.empty_like(shuffled)
+    others[shuffled] = np.roll(shuffled, 1)
+    return others

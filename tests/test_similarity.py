@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from helpers.gradcam import GradCAM
 from helpers.model import resnet18
-from helpers.similarity import all_maps, rank_correlation, same_minus_other
+from helpers.similarity import all_maps, derangement, rank_correlation, same_minus_other
 
 
 def rand(*shape, seed=0):
@@ -190,3 +190,14 @@ def test_all_maps_are_those_of_every_class_in_any_batch_size(model):
     expected = GradCAM(model).evidence(IMAGES, ALL_CLASSES)
     found = all_maps(GradCAM(model), IMAGES, 10, batch_size=1)
     assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+# a null
+
+
+@pytest.mark.parametrize("count", [2, 3, 50])
+def test_derangement_gives_each_image_another_one_and_takes_each_once(count):
+    for seed in range(20):
+        others = derangement(count, np.random.default_rng(seed))
+        assert sorted(others) == list(range(count))
+        assert not (others == np.arange(count)).any()

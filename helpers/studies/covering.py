@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from helpers.data import Dataset
 from helpers.evaluation import Predictions, predict
-from helpers.explanation import derangement
 from helpers.gradcam import GradCAM
 from helpers.model import PreActResNet
+from helpers.similarity import derangement
 from helpers.studies.networks import logits_of, network_parser, write_rows
 from helpers.studies.trust import maps_of
 from helpers.support.command import one_line_errors

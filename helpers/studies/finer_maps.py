@@ -17,8 +17,8 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from helpers.data import Dataset
 from helpers.evaluation import Predictions, predict
-from helpers.explanation import derangement
 from helpers.model import PreActResNet, dilated
+from helpers.similarity import derangement
 from helpers.studies.networks import network_parser, write_rows
 from helpers.studies.trust import (
     compare_orders,

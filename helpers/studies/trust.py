@@ -25,9 +25,8 @@ from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 from helpers import shapes
 from helpers.data import Dataset
 from helpers.evaluation import predict
-from helpers.explanation import derangement
 from helpers.model import STAGES, PreActResNet, activations, load_pretrained, resnet18
-from helpers.similarity import rank_correlation
+from helpers.similarity import derangement, rank_correlation
 from helpers.studies.networks import logits_of, network_parser, write, write_rows
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device
