@@ -81,7 +81,7 @@ def trivial_augment(fill: Colour = CIFAR10_MEAN_COLOUR) -> A.OneOf:
     unchanged = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "p": 1}
     ways = [A.NoOp(p=1), A.Rotate(limit=135, **border)]
     for axis in "xy":
-        ways.append(A.Affine(shear={axis: (-45, 45)}, **border))
+        ways.append(A.Affine(shear={"x": 0, "y": 0, axis: (-45, 45)}, **border))
         ways.append(A.Affine(translate_px={axis: (-SIZE, SIZE)}, **border))
     for quality in ("brightness", "contrast", "saturation"):
         ways.append(A.ColorJitter(**{**unchanged, quality: (0.01, 1.99)}))

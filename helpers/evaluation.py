@@ -31,7 +31,7 @@ class Predictions:
     logits: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    source: Dataset | None = field(default=None, repr=False, compare=False)
+    source: Dataset | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         count, num_classes = len(self.labels), len(self.classes)

@@ -21,6 +21,7 @@ from helpers.data import CLASSES, Dataset, make_loader
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 LEVELS = 16 + 7 * np.arange(32, dtype=np.uint8)
 RAMP = LEVELS[None, :, None].repeat(32, axis=0).repeat(3, axis=2)  # brighter to the right
+WAYS = augmentation.trivial_augment().transforms
 NAMES = ["Padding", "RandomCrop", "CoarseDropout", "Rotate", "HorizontalFlip"]
 
 
@@ -104,7 +105,6 @@ def test_rotation_mirrors_corners_and_tiny_angles_change_nothing():
 
 def test_trivial_augment_takes_one_of_fourteen_ways_at_a_strength_drawn_anew():
     (step,) = augmentation_steps(padding=0, hole=0, degrees=0, flip=False, trivial=True).values()
-    # As arXiv:2103.10158, table 1, has them.
     assert step.transforms_ps == pytest.approx([1 / 14] * 14)
     drawn = draw("TrivialAugment", 1400, trivial=True)
     assert {(image.shape, image.dtype.name) for image in drawn} == {((32, 32, 3), "uint8")}
@@ -115,6 +115,24 @@ def test_trivial_augment_takes_one_of_fourteen_ways_at_a_strength_drawn_anew():
     again = draw("TrivialAugment", 1400, trivial=True)
     assert all(np.array_equal(*pair) for pair in zip(drawn, again))
     assert [name for name in augmentation_steps(trivial=True)] == ["TrivialAugment", *NAMES]
+
+
+# The wide ranges of arXiv:2103.10158, table 1: shear by up to 0.99, which is 45 degrees.
+STILL, FACTOR = {"x": (0, 0), "y": (0, 0)}, (0.01, 1.99)
+WIDE = [
+    *({"limit": (-135, 135)}, {"num_bits": (2, 8)}, {"threshold_range": (0, 1)}),
+    *({"shear": STILL | {axis: (-45, 45)}, "translate_px": STILL} for axis in "xy"),
+    *({"shear": STILL, "translate_px": STILL | {axis: (-32, 32)}} for axis in "xy"),
+    {"brightness": FACTOR, "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)},
+    {"brightness": (1, 1), "contrast": FACTOR, "saturation": (1, 1), "hue": (0, 0)},
+    {"brightness": (1, 1), "contrast": (1, 1), "saturation": FACTOR, "hue": (0, 0)},
+]
+
+
+@pytest.mark.parametrize("strengths", WIDE, ids=str)
+def test_strengths_of_trivial_augment_are_those_of_its_paper(strengths):
+    ways = [{name: getattr(way, name, None) for name in strengths} for way in WAYS]
+    assert ways.count(strengths) == 1
 
 
 def test_steps_are_composed_in_the_order_of_their_names():

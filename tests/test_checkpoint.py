@@ -69,6 +69,10 @@ def test_checkpoint_holds_all_that_changes(tmp_path):
         assert torch.equal(state["momentum_buffer"], momenta[1][number]["momentum_buffer"])
 
 
+def test_run_without_an_average_keeps_none():
+    assert session_of().state.parts().keys() == {"model", "optimizer", "scheduler", "scaler"}
+
+
 def test_absent_checkpoint_is_an_empty_history_and_leaves_the_model(tmp_path):
     session = session_of()
     load_checkpoint(tmp_path / "none.pt", IDENTITY, session)

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import math
 import os
 import re
 import tokenize
@@ -12,9 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tools import shapes_dataset
 
 from helpers import shapes
-from helpers.model import load_pretrained
+from helpers.augmentation import augmentation_steps, compose
+from helpers.data import DatasetPair
+from helpers.model import WEIGHTS, load_pretrained
+from helpers.studies import RECORDS, train
 from helpers.studies.train import main
 from helpers.support import command
 from helpers.support.command import (
@@ -24,7 +29,7 @@ from helpers.support.command import (
     make_parser,
     one_line_errors,
 )
-from helpers.training import TrainConfig
+from helpers.training import TrainConfig, augment, make_optimizer, make_scheduler
 
 SMALL_DISK = "2m"  # no room for a checkpoint of the command
 TINY = "--data shapes10 --width 16 --epochs 1 --image-sizes 16".split()
@@ -140,6 +145,46 @@ def test_help_of_each_setting_is_the_comment_in_the_source(capsys, monkeypatch, 
         words = set(re.findall(r"\w[\w-]*", signature.lower()))
         option = field.name.replace("_", "-")
         assert words <= {option, f"no-{option}", field.name}, f"more than the comment: {signature}"
+
+
+def test_the_readmes_command_is_the_run_whose_record_ships(monkeypatch, project):
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    options = re.search(r"(--data cifar10 .*) --output runs/shipped", readme)[1].split()
+    started, data = [], shapes_dataset(10)
+    monkeypatch.setattr(train, "load_dataset", lambda *_, **__: DatasetPair(data, data, "cifar10"))
+    monkeypatch.setattr(train, "fit", lambda *given, **_: started.append(given) or 1 / 0)
+    with torch.device("meta"), pytest.raises(ZeroDivisionError):  # weights without numbers
+        main(options)
+    ((model, images, validation, config, *_),) = started
+    assert sum(weights.numel() for weights in model.parameters()) == 11_171_146
+    assert images is data and validation is None
+    record = pd.read_csv(WEIGHTS / "cifar10.csv")
+    sizes = [config.image_size(epoch) for epoch in range(config.epochs)]
+    assert list(record.image_size) == sizes
+    steps = math.ceil(50_000 / config.batch_size)  # of an epoch
+    (rate, _) = make_scheduler(make_optimizer(model, config), config, steps).lr_lambdas
+    rates = [config.peak_lr * rate(steps * epoch) for epoch in record.epoch]
+    assert list(record.learning_rate) == pytest.approx(rates)
+    seeds = pd.read_csv(RECORDS / "cifar10-seeds.csv").query("variant == 'the recipe'")
+    (accuracy,) = seeds.test_accuracy[seeds.seed == config.seed]
+    assert f"| 40 | {100 * accuracy:.2f} %" in readme
+
+
+def test_settings_are_those_that_the_glossary_states(project):
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    share = re.search(r"In this project the share is ([\d.]+) times the learning rate", readme)[1]
+    probabilities = r"a probability of ([\d.]+) for the right class and ([\d.]+) for each other one"
+    right, wrong = map(float, re.search(probabilities, readme).groups())
+    config = TrainConfig()
+    assert config.weight_decay == float(share)
+    assert config.label_smoothing == pytest.approx(1 - right + wrong)
+
+
+def test_training_changes_images_as_notebook_1_shows():
+    data = shapes_dataset(10)
+    pipeline = augment(data, TrainConfig()).pipeline
+    fill = pipeline.transforms[2].fill
+    assert repr(pipeline) == repr(compose(augmentation_steps(fill=fill)))
 
 
 def test_parser_has_the_options_that_all_commands_share(monkeypatch):

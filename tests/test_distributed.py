@@ -414,6 +414,12 @@ def test_processes_share_one_order_and_draw_their_augmentation_apart(monkeypatch
     assert torch.equal(orders[0], alone[:24])
 
 
+def test_fewer_images_than_processes_are_refused(monkeypatch):
+    enrol(monkeypatch, 0, 3)
+    with pytest.raises(ValueError, match="no images"):
+        training_loader(augment(draw(0, 2), TrainConfig()), SMALL, CPU)
+
+
 def test_one_process_of_several_draws_what_it_would_draw_alone(monkeypatch):
     data, drawn = replace(one_image(0), labels=np.arange(24)), []
     for world_size in (1, 2):

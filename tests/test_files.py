@@ -255,9 +255,9 @@ def test_what_a_killed_process_had_begun_to_write_is_removed_by_the_next_write(t
 
 def test_home_is_where_it_always_is(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    save_weights(resnet18(width=16), "~/nets/net.pt", "abcdefghij")
-    assert load_pretrained("~/nets/net.pt").fc.out_features == 10
-    assert (tmp_path / "nets" / "net.pt").is_file() and not Path("~").exists()
+    save_weights(resnet18(width=16), "~/new/nets/net.pt", "abcdefghij")
+    assert load_pretrained("~/new/nets/net.pt").fc.out_features == 10
+    assert (tmp_path / "new" / "nets" / "net.pt").is_file() and not Path("~").exists()
 
 
 def test_seal_covers_what_is_written_and_nothing_else(tmp_path):

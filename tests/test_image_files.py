@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.support import image_files
 from helpers.support.files import one_line
 from helpers.support.image_files import crop_and_shrink, read_image
 
@@ -112,6 +113,13 @@ def test_what_cannot_be_read_is_refused_in_one_line_that_names_it(tmp_path, cont
             and "\n" not in text
             and " object at 0x" not in text
         )
+
+
+def test_largest_picture_is_read_and_one_of_a_row_more_is_not(monkeypatch):
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
+    assert read_image(as_bytes(Image.new("L", (50, 20)))).size == (50, 20)
+    with pytest.raises(ValueError, match="megapixels"):
+        read_image(as_bytes(Image.new("L", (50, 21))))
 
 
 @pytest.mark.parametrize("name", ["nowhere.jpg", "~nobody-of-this-name/x.jpg", "", "a\0b.jpg", "."])

@@ -36,6 +36,7 @@ def test_wilsons_interval_is_scipys(correct):
     assert wilson_interval(correct, 100) == pytest.approx((found.low, found.high), abs=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
 def test_wilsons_interval_of_nothing_is_nan_without_a_warning():
     low, high = wilson_interval([0, 1], [0, 2])
     assert np.isnan(low[0]) and np.isnan(high[0]) and low[1] < 0.5 < high[1]

@@ -1,3 +1,4 @@
+import os
 import pickle
 import re
 from itertools import product
@@ -24,6 +25,7 @@ from helpers.model import (
     resnet18,
     save_weights,
 )
+from helpers.support.files import write_atomically
 
 SMALL_DISK = "2m"  # room for the weights once, not twice
 SHIPPED = sorted(WEIGHTS.glob("*.pt"))
@@ -347,14 +349,41 @@ def test_text_file_is_refused(tmp_path, text):
         load_pretrained(tmp_path / "net.pt")
 
 
-def test_code_in_a_weights_file_is_not_run(tmp_path):
-    target = tmp_path / "made_by_the_pickle"
-    (tmp_path / "net.pt").write_bytes(f"cos\nmkdir\n(V{target.as_posix()}\ntR.".encode())
+class Code:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def write_pickle(path, content):
+    path.write_bytes(pickle.dumps(content))
+
+
+def write_sealed(path, content):
+    write_atomically(path, lambda file: torch.save(content, file), seal=True)
+
+
+WRITERS = {
+    "pickle": (write_pickle, lambda path: pickle.loads(path.read_bytes())),
+    "archive": (lambda path, content: torch.save(content, path), torch.load),
+    "sealed archive": (write_sealed, torch.load),
+}
+
+
+@pytest.mark.parametrize(("write", "read_carelessly"), WRITERS.values(), ids=WRITERS)
+def test_code_in_a_weights_file_is_not_run(tmp_path, write, read_carelessly):
+    path, target = tmp_path / "net.pt", tmp_path / "made by the pickle"
+    write(path, {"fc.weight": Code(target)})
     with pytest.raises(ValueError, match=REFUSED):
-        load_pretrained(tmp_path / "net.pt")
+        load_pretrained(path)
     assert not target.exists()
     # The same bytes do run where nothing stops them.
-    pickle.loads((tmp_path / "net.pt").read_bytes())
+    more = {"weights_only": False} if read_carelessly is torch.load else {}
+    read_carelessly(path, **more)
     assert target.exists()
 
 

@@ -22,7 +22,7 @@ def generation(request, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")  # where there is none
 def test_gpu_without_units_for_bfloat16_computes_in_float16(generation):
-    assert autocast(GPU).fast_dtype == {7: torch.float16, 8: torch.bfloat16}[generation]
+    assert autocast(GPU, True).fast_dtype == {7: torch.float16, 8: torch.bfloat16}[generation]
 
 
 @pytest.mark.filterwarnings("ignore")  # there may be no GPU
@@ -58,5 +58,5 @@ def test_cpu_computes_in_bfloat16_where_it_has_units_for_it(
 def test_cpu_of_a_pytorch_without_these_questions_computes_in_float32(monkeypatch):
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
-    with autocast(torch.device("cpu")):
+    with autocast(torch.device("cpu"), True):
         assert torch.matmul(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.float32

@@ -128,6 +128,11 @@ def test_signal_that_is_ignored_stays_so_as_under_nohup(data):
         signal.signal(signal.SIGHUP, before)
 
 
+def test_system_without_sighup_as_windows_is_stops_at_the_others(data, monkeypatch):
+    monkeypatch.delattr(signal, "SIGHUP", raising=False)
+    test_ctrl_c_without_a_checkpoint_says_that_nothing_is_saved(data)
+
+
 def test_training_in_another_thread_leaves_signals_alone(data):
     seen, ended, before = [], [], signal.getsignal(signal.SIGINT)
     model = small_net()

@@ -50,6 +50,7 @@ def test_rank_correlation_depends_on_order_alone():
     np.testing.assert_allclose(rank_correlation(maps, -(maps**3)), -1)
 
 
+@pytest.mark.filterwarnings("error")
 def test_constant_map_has_no_rank_correlation():
     maps = torch.arange(32.0).view(2, 4, 4)
     constant = torch.stack([torch.full((4, 4), 2.5), maps[1]])
@@ -137,6 +138,7 @@ def test_a_pattern_of_the_images_own_is_found_below_one_in_all_of_them(shared_pa
         assert found["mean"] == pytest.approx(4 / 5, abs=0.08)
 
 
+@pytest.mark.filterwarnings("error")
 def test_same_minus_other_by_hand():
     similarities = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1], [0.0, 0.2, np.nan]])
     means = same_minus_other(similarities)["mean"]  # the third image has no partner of its own

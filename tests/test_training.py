@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tv
 from sklearn.metrics import accuracy_score, log_loss
 from tools import CPU, assert_same_weights, shapes_dataset, small_net, states_of
@@ -153,6 +154,14 @@ def test_nearly_equal_class_weights_give_nearly_the_same_loss_and_gradient(data)
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("weights", [(), (0.7,) * 10])
+def test_equal_class_weights_give_the_bits_of_pytorchs_own_loss(data, weights):
+    logits = torch.randn(13, 10, generator=torch.Generator().manual_seed(0))
+    labels = torch.from_numpy(data.labels)
+    loss = make_criterion(data, replace(SMALL, class_weights=weights))(logits, labels)
+    assert torch.equal(loss, F.cross_entropy(logits, labels, label_smoothing=0.1))
+
+
 @pytest.mark.parametrize("weights", [(1.0, 2.0), (1.0,) * 9, (2.0,)], ids=str)
 def test_class_weights_that_are_not_one_for_each_class_are_refused(data, weights):
     with pytest.raises(ValueError, match="class_weights must be 10 numbers, one for each class"):
@@ -284,6 +293,13 @@ def test_every_setting_has_values_that_are_refused():
 def test_value_outside_a_settings_range_is_refused_in_one_line(name, value):
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got .*\Z"):
         TrainConfig(**{name: value})
+
+
+def test_refusal_names_the_range_where_there_is_one():
+    with pytest.raises(ValueError, match=r"^warmup must be a number in \[0, 1\], got 2\Z"):
+        TrainConfig(warmup=2)
+    with pytest.raises(ValueError, match=r"^flip must be True or False, got 'no'\Z"):
+        TrainConfig(flip="no")
 
 
 @pytest.mark.parametrize("values", [SMALLEST, LARGEST], ids=["smallest", "largest"])

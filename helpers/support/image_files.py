@@ -2,6 +2,7 @@
 
 import io
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ def read_image(source: str | os.PathLike | bytes) -> Image.Image:
     else:
         name, file = "this file", io.BytesIO(source)
     try:
-        Image.open(file, formats=FORMATS).verify()  # compares a PNG's checksums, as open() does not
-        with Image.open(file, formats=FORMATS) as image:
+        open_again = partial(Image.open, file, formats=FORMATS)
+        open_again().verify()  # compares a PNG's checksums, as open() does not
+        with open_again() as image:
             return to_rgb(image)
     except Exception as error:  # Pillow raises errors of many kinds for damaged files
         reason = one_line(error)

@@ -18,7 +18,7 @@ def wilson_interval(correct: ArrayLike, total: ArrayLike) -> tuple[np.ndarray, n
     Returns:
         Low and high end, 0 <= low <= correct / total <= high <= 1; NaN where there were no tries.
     """
-    hits, tries = np.asarray(correct, dtype=float), np.asarray(total, dtype=float)
+    hits, tries = np.asarray(correct), np.asarray(total)
     z = NormalDist().inv_cdf(0.975)
     with np.errstate(invalid="ignore"):  # 0 / 0
         share = hits / tries

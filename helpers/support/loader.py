@@ -31,7 +31,7 @@ def make_loader(
     require_images(len(source))
     # Forked, workers share the images. "fork" is named because in processes of joblib, whose
     # default is another way, none would start.
-    use_fork = num_workers > 0 and sys.platform == "linux"
+    use_fork = num_workers and sys.platform == "linux"
     return DataLoader(
         dataset,
         batch_size,

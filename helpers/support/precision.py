@@ -3,7 +3,7 @@
 import torch
 
 
-def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
+def autocast(device: torch.device, wanted: bool) -> torch.autocast:
     """A context in which PyTorch computes in 16 bits where that pays, else in float32.
 
     Args:
@@ -20,7 +20,7 @@ def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, wanted and is_worth_it)
 
 
-def grad_scaler(device: torch.device, wanted: bool = True) -> torch.amp.GradScaler:
+def grad_scaler(device: torch.device, wanted: bool) -> torch.amp.GradScaler:
     """Scales losses up so that small gradients survive float16; does nothing elsewhere.
 
     Micikevicius et al. 2018, arXiv:1710.03740.

@@ -88,7 +88,7 @@ def write_weights(
 
 
 def find_weights(
-    name: str | os.PathLike, shipped: Path, root: Path, classes: Iterable[str] | None = None
+    name: str | os.PathLike, shipped: Path, root: Path, classes: Iterable[str] | None
 ) -> Path:
     """The file of weights that a name stands for.
 
@@ -127,7 +127,7 @@ def _knows(path: Path, classes: Iterable[str] | None) -> bool:
 def load_network(
     path: Path,
     build: Callable[[dict[str, torch.Tensor]], Network],
-    classes: Iterable[str] | None = None,
+    classes: Iterable[str] | None,
 ) -> Network:
     """Read a file that `write_weights` wrote, and make a network of it.
 
