@@ -9,7 +9,7 @@ from helpers.data import load_dataset
 from helpers.evaluation import Predictions
 from helpers.gradcam import GradCAM
 from helpers.model import resnet18, save_weights
-from helpers.studies import covering, likeness
+from helpers.studies import covering, likeness, networks
 
 SIXTEEN = np.arange(16)
 
@@ -38,7 +38,8 @@ def image_of_blocks(values):
 
 def test_a_covered_block_is_that_block_and_nothing_else():
     image = image_of_blocks(SIXTEEN / 16)
-    covered = covering.with_block_covered(image, 6, torch.full((1, 3, 1, 1), 9.0))
+    sixth = torch.arange(16)[None] == 6
+    covered = networks.cover_cells(image, sixth, torch.full((1, 3, 1, 1), 9.0))
     assert (covered[0, :, 8:16, 16:24] == 9).all() and (covered == 9).sum() == 3 * 64
     assert torch.equal(covered[covered != 9], image[covered != 9])
 

@@ -5,7 +5,7 @@ import torch
 
 from helpers.evaluation import Predictions
 from helpers.model import resnet18
-from helpers.studies import finer_maps
+from helpers.studies import finer_maps, trust
 from helpers.support.intervals import wilson_interval
 
 
@@ -34,7 +34,7 @@ def test_maps_on_64_cells_are_the_dilated_networks_and_every_other_cell_is_the_o
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     maps = finer_maps.maps_on_64_cells(model, images, np.zeros(4, int), np.random.default_rng(0))
     assert {tuple(of.shape) for of in maps.values()} == {(4, 8, 8)}
-    coarse = finer_maps.maps_of(model, images, np.zeros(4, int))["own map"]
+    coarse = trust.maps_of(model, images, np.zeros(4, int))["own map"]
     torch.testing.assert_close(4 * maps["8 x 8, dilated"][:, ::2, ::2], coarse)
     blocks = maps["8 x 8, dilated"].reshape(4, 4, 2, 4, 2).mean((2, 4))
     averaged = maps["8 x 8, averaged to 4 x 4"]

@@ -19,7 +19,7 @@ from helpers.evaluation import Predictions, predict
 from helpers.gradcam import GradCAM
 from helpers.model import PreActResNet
 from helpers.similarity import derangement
-from helpers.studies.networks import logits_of, network_parser, write_rows
+from helpers.studies.networks import cover_cells, logits_of, network_parser, write_rows
 from helpers.studies.trust import maps_of
 from helpers.support.command import one_line_errors
 from helpers.support.intervals import mean_intervals
@@ -29,34 +29,19 @@ MOST = 500  # mistakes of a network, chosen at random where there are more
 OWN = "own map"
 
 
-def with_block_covered(images: Tensor, block: int, paint: Tensor) -> Tensor:
-    """The images with one of their sixteen blocks covered.
-
-    Args:
-        images: (N, 3, H, W) in [0, 1].
-        block: 0 to 15, counted row by row.
-        paint: what is seen in its place, (1 or N, 3, 1 or H, 1 or W).
-    """
-    side = images.shape[-1] // BLOCKS
-    top, left = side * (block // BLOCKS), side * (block % BLOCKS)
-    is_covered = torch.zeros(images.shape[-2:], dtype=torch.bool)
-    is_covered[top : top + side, left : left + side] = True
-    return torch.where(is_covered, paint, images)
-
-
 def logits_when_covered(model: nn.Module, images: Tensor, paint: Tensor) -> Tensor:
     """What a network says of images of which one block is covered.
 
     Args:
         model: takes images and returns logits.
         images: (N, 3, H, W) in [0, 1].
-        paint: as `with_block_covered` takes it.
+        paint: as `cover_cells` takes it.
 
     Returns:
         (N, num_classes, 16): a column for each block, counted row by row.
     """
-    blocks = range(BLOCKS**2)
-    covered = [logits_of(model, with_block_covered(images, block, paint)) for block in blocks]
+    blocks = torch.eye(BLOCKS**2).split(1)
+    covered = [logits_of(model, cover_cells(images, block, paint)) for block in blocks]
     return torch.stack(covered, dim=2)
 
 

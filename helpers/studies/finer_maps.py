@@ -19,14 +19,8 @@ from helpers.data import Dataset
 from helpers.evaluation import Predictions, predict
 from helpers.model import PreActResNet, dilated
 from helpers.similarity import derangement
+from helpers.studies import trust
 from helpers.studies.networks import network_parser, write_rows
-from helpers.studies.trust import (
-    compare_orders,
-    maps_of,
-    paints,
-    probability_left,
-    right_predictions,
-)
 from helpers.support.command import one_line_errors
 from helpers.support.intervals import hit_rates
 
@@ -39,33 +33,26 @@ def answers(original: Predictions, fine: Predictions) -> pd.DataFrame:
     """Where the dilated network's answer differs from the original's.
 
     Returns:
-        One row for each group of images. same: the share with the same answer, with its 95 %
-        interval; and the shares that either network gets right.
+        One row for each group of images; a group without images has none. same: the share with the
+        same answer, with its 95 % interval; and the shares that either network gets right.
     """
-    groups = groups_of(original)
-    same = fine.predicted == original.predicted
-    table = hit_rates({name: same[some] for name, some in groups.items()})
-    table = table.rename(columns={"mean": "same"}).rename_axis("group").reset_index()
-    return table.assign(
-        images=[len(some) for some in groups.values()],
-        **{"original right": [original.correct[some].mean() for some in groups.values()]},
-        **{"dilated right": [fine.correct[some].mean() for some in groups.values()]},
-    )
-
-
-def groups_of(original: Predictions) -> dict[str, np.ndarray]:
-    """Names and numbers of images; groups without images are left out."""
-    confidence = original.confidence
     groups = {
-        "all": np.arange(len(confidence)),
+        "all": np.arange(len(original.labels)),
         "right": np.flatnonzero(original.correct),
         "wrong": np.flatnonzero(~original.correct),
         "right, as close": margin_matched_correct(original),
     }
+    confidence = original.confidence
     for low, high in zip(CONFIDENCES, CONFIDENCES[1:]):
         inside = (confidence > low) & (confidence <= high)
         groups[f"confidence {low:.0%} to {high:.0%}"] = np.flatnonzero(inside)
-    return {name: some for name, some in groups.items() if len(some)}
+    groups = {name: some for name, some in groups.items() if len(some)}
+    same = fine.predicted == original.predicted
+    table = hit_rates({name: same[some] for name, some in groups.items()})
+    table["images"] = [len(some) for some in groups.values()]
+    table["original right"] = [original.correct[some].mean() for some in groups.values()]
+    table["dilated right"] = [fine.correct[some].mean() for some in groups.values()]
+    return table.rename(columns={"mean": "same"}).rename_axis("group").reset_index()
 
 
 def margin_matched_correct(predictions: Predictions) -> np.ndarray:
@@ -111,8 +98,8 @@ def maps_on_64_cells(
         classes: (N,), that are explained.
         rng: of the random map, and of which image is "another".
     """
-    coarse = maps_of(model, images, classes)["own map"]
-    own = maps_of(dilated(model), images, classes)["own map"]
+    coarse = trust.maps_of(model, images, classes)["own map"]
+    own = trust.maps_of(dilated(model), images, classes)["own map"]
 
     def enlarge(maps: Tensor) -> Tensor:
         return interpolate(maps[:, None], (8, 8), mode="bilinear")[:, 0]
@@ -138,12 +125,12 @@ def deletion(model: PreActResNet, images: Tensor, classes: np.ndarray) -> pd.Dat
     Returns:
         One row for each map, as `compare_orders`; the own map is the dilated one.
     """
-    paint = paints(images, model.mean)["grey"]
+    paint = trust.paints(images, model.mean)["grey"]
     left = {}
     for name, maps in maps_on_64_cells(model, images, classes, np.random.default_rng(0)).items():
         order = np.argsort(-maps.flatten(1).numpy(), axis=1, kind="stable")
-        left[name] = probability_left(model, images, classes, order, paint, LOOKS)
-    return compare_orders(left, OWN).rename_axis("map").reset_index()
+        left[name] = trust.probability_left(model, images, classes, order, paint, LOOKS)
+    return trust.compare_orders(left, OWN).rename_axis("map").reset_index()
 
 
 @one_line_errors()
@@ -157,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     def measure(model: PreActResNet, test: Dataset) -> pd.DataFrame:
         if args.test == "answers":
             return answers(predict(model, test), predict(dilated(model), test))
-        return deletion(model, *right_predictions(model, test, args.images))
+        return deletion(model, *trust.right_predictions(model, test, args.images))
 
     write_rows(args, f"finer-{args.test}", measure)
 

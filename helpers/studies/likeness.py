@@ -33,7 +33,6 @@ PATCHWORKS = 30  # of each image, averaged
 FEWEST = 3  # images of the same two classes, to make a patchwork of
 GAIN = "top cell of {} class covered, rise of {} class less the others"
 SAME_CELL = "its two top cells are the same"
-OTHER_ZERO = ", less the eight others"
 Rows = dict[tuple[str, str], dict[str, float]]  # {(comparison, null): {column: value}}
 
 
@@ -90,9 +89,8 @@ def patchwork(maps: np.ndarray, kinds: np.ndarray, rng: np.random.Generator) -> 
 
 def in_a_row(table: pd.DataFrame, images: np.integer) -> dict[str, float]:
     """The means and the interval of a table like `same_minus_other`'s, over so many images."""
-    means = {"same": table["mean"]["same"], "other": table["mean"]["other"]}
-    difference = table.loc["difference"].rename({"mean": "difference"})
-    return {"images": int(images), **means, **difference}
+    ends = table.loc["difference", ["from", "to"]]
+    return {"images": int(images), **table["mean"], **ends}
 
 
 def against_patchworks(maps: np.ndarray, kinds: np.ndarray, other_zero: bool) -> dict[str, float]:
@@ -135,7 +133,7 @@ def against_all_nulls(name: str, maps: np.ndarray, kinds: np.ndarray) -> Rows:
     """
     rows: Rows = {}
     anything = np.zeros_like(kinds)
-    for other_zero, ending in ((False, ""), (True, OTHER_ZERO)):
+    for other_zero, ending in ((False, ""), (True, ", less the eight others")):
         first, second = two_maps(maps, other_zero)
         likeness = np.corrcoef(first, second)[: len(first), len(first) :]
         rows |= {

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from helpers.data import Dataset, DatasetPair, load_dataset
 from helpers.model import PreActResNet, load_pretrained
@@ -47,6 +48,19 @@ def load_networks(args: argparse.Namespace, data: DatasetPair) -> dict[str, PreA
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """What a network says of images (N, 3, H, W) in [0, 1]: (N, num_classes), on the CPU."""
     return torch.cat([model(to_device_of(model, part)).cpu() for part in images.split(100)])
+
+
+def cover_cells(images: Tensor, cells: Tensor, paint: Tensor) -> Tensor:
+    """The images with some cells of a square grid covered.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        cells: (1 or N, g * g) bool, which cells of a g x g grid, row by row.
+        paint: what is seen in their place, (1 or N, 3, 1 or H, 1 or W).
+    """
+    side = int(cells.shape[1] ** 0.5)
+    grid = cells.float().view(-1, 1, side, side)
+    return torch.where(interpolate(grid, images.shape[-2:]) > 0, paint, images)
 
 
 def write_rows(

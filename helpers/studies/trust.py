@@ -20,14 +20,14 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from helpers import shapes
 from helpers.data import Dataset
 from helpers.evaluation import predict
 from helpers.model import STAGES, PreActResNet, activations, load_pretrained, resnet18
 from helpers.similarity import derangement, rank_correlation
-from helpers.studies.networks import logits_of, network_parser, write, write_rows
+from helpers.studies.networks import cover_cells, logits_of, network_parser, write, write_rows
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device
 from helpers.support.files import project_root
@@ -69,13 +69,11 @@ def maps_of(model: PreActResNet, images: Tensor, classes: np.ndarray) -> dict[st
     Returns:
         {"own map": (N, h, w), "class-free map": (N, h, w)}.
     """
-    own, class_free = [], []
-    for part, numbers in zip(images.split(100), torch.from_numpy(classes).split(100)):
-        features = activations(model, part.to(model.mean.device))["layer4"]
-        weights = model.fc.weight[numbers] / features[0, 0].numel()  # the gradient, at this layer
-        own.append(torch.einsum("nc,nchw->nhw", weights, features).cpu())
-        class_free.append(features.square().sum(1).cpu())
-    return {"own map": torch.cat(own), "class-free map": torch.cat(class_free)}
+    parts = [part.to(model.mean.device) for part in images.split(100)]
+    features = torch.cat([activations(model, part)["layer4"].cpu() for part in parts])
+    weights = model.fc.weight.cpu()[classes] / features[0, 0].numel()  # the gradient, at this layer
+    own = torch.einsum("nc,nchw->nhw", weights, features)
+    return {"own map": own, "class-free map": features.square().sum(1)}
 
 
 # Deletion
@@ -109,12 +107,10 @@ def probability_left(
     Returns:
         (N,).
     """
-    side = int(order.shape[1] ** 0.5)
-    turns = torch.from_numpy(np.argsort(order, axis=1)).float().reshape(-1, 1, side, side)
-    turns = interpolate(turns, images.shape[-2:], mode="nearest")
+    turns = torch.from_numpy(np.argsort(order, axis=1))
     seen = []
     for painted in looks:
-        shown = torch.where(turns < painted, paint, images)
+        shown = cover_cells(images, turns < painted, paint)
         with autocast(model.mean.device, True):
             logits = logits_of(model, shown.contiguous(memory_format=torch.channels_last))
         probabilities = logits.float().softmax(1).numpy()
@@ -261,15 +257,10 @@ Mark = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 def tag_in_a_corner(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `shapes.add_tag`, in a corner that is drawn for each image."""
-    tagged, masks = np.empty_like(images), np.empty(images.shape[:3], dtype=bool)
+    tagged, masks = shapes.add_tag(images, labels)
     corners = np.random.default_rng(len(images)).integers(4, size=len(images))
-    for corner in range(4):
-        some = corners == corner
-        turned = np.rot90(images[some], corner, (1, 2))
-        marked, mask = shapes.add_tag(turned, labels[some])
-        tagged[some] = np.rot90(marked, -corner, (1, 2))
-        masks[some] = np.rot90(mask, -corner, (1, 2))
-    return tagged, masks
+    masks = np.stack([np.rot90(mask, -corner) for mask, corner in zip(masks, corners)])
+    return np.where(masks[..., None], tagged[:, :1, :1], images), masks
 
 
 def tint(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
