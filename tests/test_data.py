@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from helpers import shapes
 from helpers.data import (
     CLASSES,
     MEAN,
@@ -35,6 +36,7 @@ from helpers.data import (
     make_loader,
 )
 from helpers.data import split as split_off
+from helpers.model import WEIGHTS
 from helpers.support import downloads, files, image_folder
 from helpers.support.files import project_root
 
@@ -1286,6 +1288,15 @@ def test_sizes_choose_images_at_random_but_always_the_same(folder):
     assert pair.train.labels.tolist() == [1 - n % 2 for n in levels(pair.train)]
 
 
+def test_shapes10_has_the_test_images_on_which_the_readme_scores(monkeypatch, project):
+    draw, counts = shapes.generate, []
+    monkeypatch.setattr(shapes, "generate", lambda n, seed: counts.append(n) or draw(1, seed))
+    load_dataset("shapes10")
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    scored = re.search(r"\(Shapes-10\).* % of ([\d,]+) \(", readme)[1]
+    assert f"{counts[1]:,}" == scored
+
+
 def test_items_are_channels_first_and_tensors_scaled_to_one():
     dataset = Dataset(COLOURS[None], np.array([4]), CLASSES)
     image, label = dataset[0]
@@ -1339,6 +1350,12 @@ def test_mean_and_std_are_those_of_all_training_pixels(monkeypatch):
     assert train.images.shape == (50000, 32, 32, 3)
     means, stds = channel_statistics(train.images)
     assert means == pytest.approx(MEAN, abs=5e-5) and stds == pytest.approx(STD, abs=5e-5)
+
+
+def test_mean_and_std_are_those_that_the_shipped_network_measured():
+    state = torch.load(WEIGHTS / "cifar10.pt", weights_only=True)
+    assert state["mean"].flatten().tolist() == pytest.approx(MEAN, abs=5e-5)
+    assert state["std"].flatten().tolist() == pytest.approx(STD, abs=5e-5)
 
 
 def test_loader_keeps_the_order_or_shuffles_every_epoch_anew():

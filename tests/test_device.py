@@ -22,9 +22,12 @@ SMALL = TrainConfig(epochs=1, batch_size=5, image_sizes=(16,))
 def fresh(monkeypatch):
     """As in a new process in which the environment names no device."""
     monkeypatch.delenv("WALKTHROUGH_DEVICE", raising=False)
+    remembered = device_module._accelerator, device_module._failure
+    for function in remembered:
+        function.cache_clear()
     yield
-    device_module._accelerator.cache_clear()
-    device_module._failure.cache_clear()
+    for function in remembered:
+        function.cache_clear()
 
 
 def play(monkeypatch, kind):

@@ -390,6 +390,35 @@ def test_a_process_alone_is_the_first_of_one(monkeypatch):
     assert rank_and_world_size() == (2, 3)
 
 
+GPU_OF_ITS_OWN = (1, "cpu:gloo,cuda:nccl")  # nccl alone would make a GPU wait for who was stopped
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "wanted", "expected"),
+    [
+        (True, "", GPU_OF_ITS_OWN),
+        (True, "cuda", GPU_OF_ITS_OWN),
+        (True, "cpu", (None, "gloo")),
+        (False, "", (None, "gloo")),
+    ],
+)
+def test_each_process_has_a_gpu_of_its_own_unless_the_environment_says_cpu(
+    monkeypatch, has_gpu, wanted, expected
+):
+    enrol(monkeypatch, 3, 4)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # of the second machine
+    monkeypatch.setenv("WALKTHROUGH_DEVICE", wanted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    chosen, connected = [], []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", connected.append)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", connected.clear)
+    with process_group():
+        gpu, backend = expected
+        assert chosen == [gpu] * (gpu is not None) and connected == [backend]
+    assert connected == []
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_processes_share_one_order_and_draw_their_augmentation_apart(monkeypatch, workers):
     images, labels = [], []

@@ -1,6 +1,7 @@
 import os
 import pickle
 import re
+import zipfile
 from itertools import product
 
 import numpy as np
@@ -346,6 +347,16 @@ def test_classes_may_be_a_list_or_an_array(model, tmp_path, kind):
 def test_text_file_is_refused(tmp_path, text):
     (tmp_path / "net.pt").write_text(text)
     with pytest.raises(ValueError, match=REFUSED):
+        load_pretrained(tmp_path / "net.pt")
+
+
+def test_reason_is_said_in_words_or_else_by_the_name_of_the_error(tmp_path):
+    with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+        archive.writestr("letter.txt", "Dear reader")
+    with pytest.raises(ValueError, match=r"no file of weights \(RuntimeError\): copy it again"):
+        load_pretrained(tmp_path / "net.pt")
+    (tmp_path / "net.pt").write_text("Dear reader")
+    with pytest.raises(ValueError, match=r"no file of weights \(its end is damaged\): copy it"):
         load_pretrained(tmp_path / "net.pt")
 
 
