@@ -1,6 +1,6 @@
 """Score a network: predict once, then derive everything else from the arrays."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -31,7 +31,7 @@ class Predictions:
     logits: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    source: Dataset | None = field(default=None, repr=False)
+    source: Dataset | None = None
 
     def __post_init__(self) -> None:
         count, num_classes = len(self.labels), len(self.classes)

@@ -326,6 +326,9 @@ def test_folder_without_a_split_is_split_at_random_and_it_is_said(tmp_path, caps
     assert said[0] == said[1] and "pets has no train/ and test/: 8 of its 40 images" in said[0]
     shutil.rmtree(tmp_path / "pets" / "cat")
     save(tmp_path / "pets" / "cat" / "one.png", grey(1))
+    save(tmp_path / "pets" / "cat" / "two.png", grey(2))
+    assert np.bincount(load_dataset(tmp_path / "pets").test.labels).tolist() == [1, 4, 2]
+    (tmp_path / "pets" / "cat" / "two.png").unlink()
     with pytest.raises(
         ValueError, match="one.png is the only image of its class: add another, for"
     ):
@@ -812,6 +815,13 @@ def test_secrets_in_the_address_are_shown_nowhere(
     shown_anywhere = "".join(traceback.format_exception(caught.value)), *capsys.readouterr()
     for text in (*shown_anywhere, note.read_text()):
         assert "s3cret" not in text
+
+
+def test_a_secret_in_a_longer_one_leaves_nothing_of_that(tmp_path, monkeypatch, mirror):
+    reply(mirror, b"HTTP/1.1 404 hiddens3cret\r\n\r\n")
+    monkeypatch.setenv("CIFAR10_URL", os.environ["CIFAR10_URL"] + "?a=s3cret&b=hiddens3cret")
+    with pytest.raises(RuntimeError, match=r"404: \.\.\.\)"):
+        load_dataset("cifar10", tmp_path)
 
 
 def test_renewed_signature_is_tried_at_once(tmp_path, monkeypatch, mirror, cifar10, archive):
@@ -1336,6 +1346,8 @@ def test_two_folders_of_one_name_have_names_of_their_own(folder, tmp_path):
 def test_channel_statistics_are_those_of_the_floats():
     images = np.random.default_rng(0).integers(0, [256, 100, 30], (5, 32, 32, 3), dtype=np.uint8)
     means, stds = channel_statistics(images)
+    with pytest.raises(ValueError, match="must be uint8"):
+        channel_statistics(images.astype(np.int64))
     assert means == pytest.approx((images / 255).mean((0, 1, 2)))
     assert stds == pytest.approx((images / 255).std((0, 1, 2)))
 

@@ -1,5 +1,5 @@
 import copy
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -147,6 +147,13 @@ def test_network_that_diverged_predicts_nothing(model, data):
     model.fc.bias.data[3] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         predict(model, data)
+
+
+def test_predictions_cannot_be_changed_under_what_was_derived_from_them(model, data):
+    answers = predict(model, data)
+    for part in (answers, answers.source):
+        with pytest.raises(FrozenInstanceError):
+            part.labels = data.labels[::-1]
 
 
 # what follows from the logits

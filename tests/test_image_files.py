@@ -62,6 +62,16 @@ def test_any_colour_mode_becomes_rgb(mode):
     np.testing.assert_array_equal(np.asarray(got)[..., 1], grey)
 
 
+@pytest.mark.parametrize("level", [2**12 - 1, 2**12])
+def test_grey_of_16_bits_is_read_where_its_brightest_pixel_needs_more_than_12(level):
+    content = as_bytes(Image.fromarray(np.full((9, 7), level, np.uint16)))
+    if level < 2**12:
+        with pytest.raises(ValueError, match="12 bits or fewer"):
+            read_image(content)
+    else:
+        assert np.asarray(read_image(content)).max() == level / 2**8
+
+
 def test_transparent_parts_become_white():
     image = Image.fromarray(
         np.dstack([QUARTERS, np.where(QUARTERS[..., 2] > 0, 0, 255).astype(np.uint8)])
