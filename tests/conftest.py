@@ -78,6 +78,8 @@ def id_with_group(item) -> str:
     if item.get_closest_marker("apart"):
         return f"{item.name}::{item.nodeid}"
     groups = [group for mark, group in GROUPS.items() if item.get_closest_marker(mark)]
+    if "pages" in getattr(item, "fixturenames", ()):  # written once, where the browser reads them
+        groups.append("alone")
     return "::".join([*groups[:1], item.nodeid])
 
 
@@ -118,8 +120,17 @@ def pytest_configure(config):
         watch_kernels(config)
 
 
+# Notebook 02 trains on two fifths of them, and needs a minute more for all.
+FEW_SHAPES = """import sys
+sys.path.insert(0, {project!r})
+from helpers import data
+data.SHAPES_TRAIN_SIZE = 1000
+del sys.path[0], sys, data
+"""
+
+
 def watch_kernels(config):
-    """Let the kernel of every notebook run watch.py first."""
+    """Let the kernel of every notebook run watch.py first, and draw fewer training images."""
     folder = tempfile.mkdtemp(prefix="ipython-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     startup = Path(folder, "profile_default", "startup")
@@ -127,6 +138,8 @@ def watch_kernels(config):
     script = Path(__file__).with_name("watch.py")
     code = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
     (startup / "watch.py").write_text(code, encoding="utf-8")
+    few = FEW_SHAPES.format(project=str(script.parents[1]))
+    (startup / "few_shapes.py").write_text(few, encoding="utf-8")
     os.environ["IPYTHONDIR"] = folder
 
 

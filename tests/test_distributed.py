@@ -287,7 +287,7 @@ def test_processes_with_different_data_are_refused(pair):
 
 # ---- Three processes: of three, unlike two, the order of their sums tells
 
-STOPS = [(whose, batch) for whose in (0, 1) for batch in (4, 6)]  # the 4th is an epoch's last
+STOPS = [(0, 4), (1, 6)]  # a process, and a batch; the 4th is an epoch's last
 KILLS = [0, 1]
 
 
