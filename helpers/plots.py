@@ -95,26 +95,23 @@ def image_grid(
         figure.text(0.5, 0.5, "no image to show", ha="center", va="center")
         return figure
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    if row_labels and rows > MOST_ROWS:
-        kept = _some(rows)
-        numbers = [n for n in range(len(images)) if n // columns in kept]
-        some_titles = None if titles is None else [titles[n] for n in numbers]
-        labels = [row_labels[row] for row in kept]
-        figure = image_grid([images[n] for n in numbers], some_titles, columns, labels, scale)
-        figure.suptitle(f"{MOST_ROWS} of {rows} rows", fontsize=10)
-        return figure
+    rows = range(-(-len(images) // columns))
+    kept = _some(rows) if row_labels else rows
+    numbers = [number for number in range(len(images)) if number // columns in kept]
     margin = 1 if row_labels else 0
     scale = min(scale, (WIDEST - margin) / columns)
     title_lines = 0 if titles is None else 1 + max(title.count("\n") for title in titles)
-    figure = _figure(columns * scale + margin, rows * (scale + 0.21 * title_lines))
-    axes = _panel_grid(figure, rows, columns, row_labels or ())
-    pictures = [_pixels(image) for image in images]
+    figure = _figure(columns * scale + margin, len(kept) * (scale + 0.21 * title_lines))
+    labels = [row_labels[row] for row in kept] if row_labels else []
+    axes = _panel_grid(figure, len(kept), columns, labels)
+    pictures = [_pixels(images[number]) for number in numbers]
     largest = max(max(picture.shape[:2]) for picture in pictures)
-    for ax, picture in zip(axes.flat, pictures):
+    for ax, number, picture in zip(axes.flat, numbers, pictures):
         _draw_in_frame(ax, picture, largest)
-    for ax, title in zip(axes.flat, titles if titles is not None else ()):
-        ax.set_title(_short(title, int(12 * scale)), fontsize=10)
+        if titles is not None:
+            ax.set_title(_short(titles[number], int(12 * scale)), fontsize=10)
+    if len(kept) < len(rows):
+        figure.suptitle(f"{len(kept)} of {len(rows)} rows", fontsize=10)
     return figure
 
 
@@ -218,20 +215,17 @@ def intervals(panels: Mapping[str, pd.DataFrame]) -> Figure:
     tables = {label: _with_marks(table) for label, table in panels.items()}
     index = pd.concat(tables).index
     names, marks = list(index.unique(level=1)), list(index.unique(level=2))
-    if len(names) > MOST_ROWS:
-        total, names = len(names), [names[place] for place in _some(len(names))]
-        tables = {
-            f"{label}\n({len(names)} of {total})": table[table.index.isin(names, level=0)]
-            for label, table in tables.items()
-        }
-    figure = _figure(WIDEST, 1.1 + 0.5 * len(names))
+    kept = _some(names)
+    note = f"\n({len(kept)} of {len(names)})" if len(kept) < len(names) else ""
+    figure = _figure(WIDEST, 1.1 + 0.5 * len(kept))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     drawn: dict[str, Any] = {}
     for ax, (xlabel, table) in zip(axes, tables.items()):
-        drawn |= _marked_intervals(ax, table, names, marks)
+        shown = table[table.index.isin(kept, level=0)]
+        drawn |= _marked_intervals(ax, shown, kept, marks)
         ax.axvline(0, color="0.35", linestyle="--", linewidth=1)
-        ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
-        ax.set_yticks(range(len(names)), map(_short, names))
+        ax.set(xlabel=xlabel + note, ylim=(len(kept) - 0.5, -0.5))
+        ax.set_yticks(range(len(kept)), map(_short, kept))
         ax.grid(axis="x", alpha=0.3)
     if len(marks) > 1:
         figure.legend(drawn.values(), drawn, loc="outside upper center", ncols=len(marks))
@@ -266,7 +260,7 @@ def _marked_intervals(
     return drawn
 
 
-def feature_maps(rows: Mapping[str, Array], image: Array | None = None) -> Figure:
+def feature_maps(rows: Mapping[str, Array], image: Array) -> Figure:
     """Rows of a network's feature maps, each on its own scale: red is positive, blue negative.
 
     Args:
@@ -274,12 +268,11 @@ def feature_maps(rows: Mapping[str, Array], image: Array | None = None) -> Figur
         image: (3, H, W) in [0, 1], drawn above them.
     """
     columns = max(len(maps) for maps in rows.values())
-    labels = [*([] if image is None else ["image"]), *rows]
+    labels = ["image", *rows]
     figure = _figure(min(1.4 * columns + 1.8, WIDEST), 1.4 * len(labels))
     axes = _panel_grid(figure, len(labels), columns, labels)
-    if image is not None:
-        axes[0, 0].imshow(_pixels(image))
-    for row, maps in zip(axes[-len(rows) :], rows.values()):
+    axes[0, 0].imshow(_pixels(image))
+    for row, maps in zip(axes[1:], rows.values()):
         for ax, values in zip(row, maps):
             _draw_signed(ax, values, _limit(maps))
     return figure
@@ -318,9 +311,7 @@ def heatmap_rows(
     columns = min(len(images), MOST_COLUMNS)
     blocks = -(-len(images) // columns)
     figure = _figure(min(1.4 * columns + 2, WIDEST), (1.35 * len(labels) + 0.5) * blocks)
-    axes = _panel_grid(
-        figure, blocks * len(labels), columns, labels * blocks, framed=True, bar_column=True
-    )
+    axes = _panel_grid(figure, blocks * len(labels), columns, labels * blocks, framed=True)
     limit = max((_limit(maps) for maps in signed.values()), default=1)
     # The panels of each image, from the top.
     panels = axes.reshape(blocks, len(labels), columns).swapaxes(1, 2).reshape(-1, len(labels))
@@ -334,10 +325,11 @@ def heatmap_rows(
         for ax, maps in zip(panel[1 + len(overlays) :], signed.values()):
             raw = _draw_signed(ax, maps[number], limit)
     for rows in np.split(axes, blocks):
+        _, with_heat, with_raw = np.split(rows, [1, 1 + len(overlays)])
         if overlays:
-            _bar_beside(rows[1 : 1 + len(overlays)], heat, HEATMAP_LABEL)
+            _bar_beside(with_heat, heat, HEATMAP_LABEL)
         if signed:
-            _bar_beside(rows[1 + len(overlays) :], raw, SIGNED_LABEL)
+            _bar_beside(with_raw, raw, SIGNED_LABEL)
     return figure
 
 
@@ -364,7 +356,7 @@ def explanation_card(
         photo: what the image was cropped and shrunk from.
     """
     figure = _figure(WIDEST, 2.6 * (1 + len(maps)))
-    top, *rows = _panel_grid(figure, 1 + len(maps), 3, ["", *maps], framed=True, bar_column=True)
+    top, *rows = _panel_grid(figure, 1 + len(maps), 3, ["", *maps], framed=True)
     if photo is not None:
         _draw_crop(top[0], photo)
         top = top[1:]
@@ -379,7 +371,7 @@ def explanation_card(
         for ax, of_class in zip(row, heat):
             _draw_overlay(ax, image, of_class)
         shown = _draw_signed(row[2], raw[2], _limit(raw))
-        _bar_beside(row[None], shown, SIGNED_LABEL)
+        _bar_beside(row, shown, SIGNED_LABEL)
     return figure
 
 
@@ -396,13 +388,11 @@ def _probability_bars(
     ax: Axes, probabilities: Numbers, classes: Sequence[str], marked: Sequence[str]
 ) -> None:
     values = _array(probabilities)
-    shown: Sequence[int] = range(len(classes))
-    if len(classes) > MOST_BARS:
-        of_marked = [number for number in shown if classes[number] in marked]
-        shown = sorted({*np.argsort(-values)[: MOST_BARS - len(of_marked)], *of_marked})
+    likeliest = sorted(range(len(classes)), key=lambda n: (classes[n] not in marked, -values[n]))
+    shown = sorted(likeliest[:MOST_BARS])
     names = [classes[number] for number in shown]
     colours = [COLOURS[1 if name in marked else 0] for name in names]
-    ax.barh(range(len(names)), values[list(shown)], color=colours)
+    ax.barh(range(len(names)), values[shown], color=colours)
     _titled(ax, "probability").set(xlim=(0, 1), xticks=[0, 0.5, 1])
     ax.set_yticks(range(len(names)), map(_short, names), fontsize=9)
     ax.invert_yaxis()
@@ -469,18 +459,14 @@ def _short(label: str, most: int = 40) -> str:
     return re.sub(f"(.{{{most - 1 - end}}}).{{2,}}(.{{{end}}})", r"\1…\2", str(label))
 
 
-def _some(count: int) -> np.ndarray:
-    """`MOST_ROWS` places from 0 to `count` - 1, at even steps."""
-    return np.linspace(0, count - 1, MOST_ROWS).astype(int)
+def _some(of: Sequence) -> list:
+    """All of a sequence, or `MOST_ROWS` of it at even steps."""
+    places = np.linspace(0, len(of) - 1, min(len(of), MOST_ROWS))
+    return [of[int(place)] for place in places]
 
 
 def _panel_grid(
-    figure: Figure,
-    rows: int,
-    columns: int,
-    row_labels: Iterable[str] = (),
-    framed: bool = False,
-    bar_column: bool = False,
+    figure: Figure, rows: int, columns: int, row_labels: Iterable[str] = (), framed: bool = False
 ) -> np.ndarray:
     """Rows of panels for pictures, without ticks; each row's label stands on its left.
 
@@ -490,30 +476,20 @@ def _panel_grid(
         columns: how many.
         row_labels: from the top.
         framed: draw a line around each panel.
-        bar_column: leave room for colour bars on the right (see `_bar_beside`).
 
     Returns:
         Axes, (rows, columns).
     """
-    widths = [1.0] * columns + ([0.12] if bar_column else [])
-    grid = figure.add_gridspec(rows, len(widths), width_ratios=widths)
-    axes = np.empty((rows, columns), dtype=object)
-    for row, column in np.ndindex(rows, columns):
-        ax = figure.add_subplot(grid[row, column], frame_on=framed)
-        ax.set(xticks=[], yticks=[])
-        axes[row, column] = ax
+    panel = {"xticks": [], "yticks": [], "frame_on": framed}
+    axes = figure.subplots(rows, columns, squeeze=False, subplot_kw=panel)
     for ax, label in zip(axes[:, 0], row_labels):
         ax.set_ylabel(_short(label), rotation=0, ha="right", va="center", fontsize=10)
     return axes
 
 
 def _bar_beside(axes: np.ndarray, shown: AxesImage, label: str) -> None:
-    """A colour bar as high as these rows (rows, columns) of `_panel_grid`."""
-    top, bottom = axes[0, 0].get_subplotspec(), axes[-1, 0].get_subplotspec()
-    rows = slice(top.rowspan.start, bottom.rowspan.stop)
-    figure = axes[0, 0].figure
-    bar = figure.add_subplot(top.get_gridspec()[rows, -1])
-    figure.colorbar(shown, cax=bar, label=label)
+    """A colour bar to the right of panels, which stay in line with those that have none."""
+    axes.flat[0].figure.colorbar(shown, ax=axes, label=label, pad=0.01, panchor=False)
 
 
 def _titled(ax: Axes, title: str) -> Axes:

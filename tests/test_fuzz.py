@@ -104,7 +104,7 @@ FIGURES = {
     "intervals": lambda a: plots.intervals(
         {a[0]: SCORES.set_axis(a), a[1]: SCORES.set_axis([(a[0], n) for n in a])}
     ),
-    "feature_maps": lambda a: plots.feature_maps(dict.fromkeys(a, RAW)),
+    "feature_maps": lambda a: plots.feature_maps(dict.fromkeys(a, RAW), IMAGES[0]),
     "heatmap_rows": lambda a: plots.heatmap_rows(IMAGES, a, {a[0]: HEAT}, {a[1]: RAW}),
     "heatmaps": lambda a: plots.heatmaps(HEAT, a),
     "explanation_card": lambda a: plots.explanation_card(

@@ -306,9 +306,9 @@ def test_feature_maps_are_drawn_row_by_row_on_symmetric_scales():
             assert ax.get_images()[0].get_clim() == pytest.approx((-limit, limit))
 
 
-def test_feature_maps_without_an_image_and_of_unequal_numbers():
-    figure = plots.feature_maps({"three": RAW, "two": RAW[:2]})
-    assert [len(shown(ax)) for ax in figure.axes] == [1, 1, 1, 1, 1, 0]
+def test_feature_maps_of_unequal_numbers():
+    figure = plots.feature_maps({"three": RAW, "two": RAW[:2]}, IMAGES[0])
+    assert [len(shown(ax)) for ax in figure.axes] == [1, 0, 0, 1, 1, 1, 1, 1, 0]
 
 
 def test_schedule_draws_the_rate_above_the_loss_on_the_same_epochs():
