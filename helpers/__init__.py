@@ -3,7 +3,8 @@
 data, shapes    images and labels as arrays; generated images with masks
 augmentation    changes images at random, with Albumentations
 model           the network, and a copy of it with a finer grid
-training        configuration, optimiser, the loop (`fit`)
+config          the settings of a training run, each with its unit and its range
+training        optimiser, learning rate, loss, the loop (`fit`)
 evaluation      predict once; accuracy, loss and confidence from the arrays
 gradcam         Grad-CAM: heatmaps and signed evidence
 methods         five other methods, called as Grad-CAM is

@@ -7,7 +7,6 @@ import albumentations as A
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
 
 from helpers.data import MEAN, SIZE, Dataset, channel_statistics
 from helpers.support.files import one_line
@@ -174,27 +173,3 @@ class AugmentedDataset(torch.utils.data.Dataset):
         if self.alternate_flip:
             first_half = np.random.default_rng(seed).random(len(self)) < 0.5
             self.is_mirrored[:] = first_half ^ (epoch % 2 == 1)
-
-
-def seed_epoch(loader: DataLoader, seed: int, epoch: int) -> None:
-    """Make an epoch's order and augmentation a function of the run's seed and the epoch alone.
-
-    So a resumed run draws what an uninterrupted one would have drawn, and a checkpoint needs to
-    hold no random state.
-
-    Args:
-        loader: of an `AugmentedDataset`, with a generator. A `DistributedSampler` gives this
-            process its share of one order, the same in all; their augmentation differs.
-        seed: of the run.
-        epoch: counted from 0.
-    """
-    sampler: Any = loader.sampler
-    dataset: Any = loader.dataset
-    is_distributed = isinstance(sampler, DistributedSampler)
-    rank = sampler.rank if is_distributed else 0
-    order_seed, *augmentation_seeds = np.random.SeedSequence([seed, epoch]).generate_state(2 + rank)
-    loader.generator.manual_seed(int(order_seed) + rank)  # of the order, and of the workers' seeds
-    dataset.seed(int(augmentation_seeds[-1]))
-    dataset.mirror_alternately(seed, epoch)
-    if is_distributed:
-        sampler.set_epoch(int(order_seed))

@@ -9,15 +9,13 @@ images a second. The network learns from 11,000 a second in batches of 128, from
 of 512: with small batches the GPU waits for Python.
 """
 
-import math
 import os
 import runpy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -25,69 +23,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from helpers.augmentation import AugmentedDataset, seed_epoch
-from helpers.data import SIZE, Dataset, make_loader, to_float
+from helpers.config import TrainConfig
+from helpers.data import Dataset, make_loader, to_float
 from helpers.evaluation import Predictions, predict
 from helpers.support.device import default_device, loader_workers
 from helpers.support.distributed import process_group, share_batches
-from helpers.support.loader import require_images, require_labels
+from helpers.support.loader import require_images, require_labels, seed_epoch
 from helpers.support.precision import autocast, grad_scaler
 from helpers.support.session import Session
-from helpers.support.settings import checked
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run; with the same data, machine and PyTorch it repeats exactly."""
-
-    epochs: int = 40  # passes over the training set
-    batch_size: int = 128  # images in a step, of all processes together
-    peak_lr: float = 0.1  # highest learning rate
-    warmup: float = 0.2  # share of all steps in which the learning rate rises; then it falls
-    one_cycle: bool = True  # let the learning rate rise and fall; otherwise it stays at peak_lr
-    momentum: float = 0.9  # Nesterov momentum
-    weight_decay: float = 5e-4  # on convolutions and the linear layer, not on norms and biases
-    label_smoothing: float = 0.1  # probability spread evenly over all classes
-    image_sizes: tuple[int, ...] = (32,)  # pixels, epoch by epoch; the last holds for the rest
-    padding: int = 4  # pixels of mirrored border before the random crop
-    hole: int = 8  # side in pixels of the square that half of the images lose
-    degrees: float = 7.0  # largest rotation
-    flip: bool = True  # mirror half of the images left to right
-    alternate_flip: bool = False  # mirror the one half in even epochs, the other half in odd ones
-    trivial: bool = False  # change each image in one more way, by TrivialAugment
-    stronger_classes: tuple[str, ...] = ()  # classes whose images are augmented more strongly
-    class_weights: tuple[float, ...] = ()  # what an image of each class counts in the loss
-    ema: float = 0.0  # decay of a moving average of the weights, such as 0.999; 0: none
-    mixed_precision: bool = True  # 16-bit arithmetic where the machine is faster with it
-    seed: int = 0  # of the order of images and of their augmentation
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = checked(field, getattr(self, field.name), RANGES.get(field.name))
-            object.__setattr__(self, field.name, value)
-
-    def image_size(self, epoch: int) -> int:
-        """Side of the training images in this epoch (counted from 0), in pixels."""
-        return self.image_sizes[min(epoch, len(self.image_sizes) - 1)]
-
-
-# What a setting may be; of several numbers, each one. The word says which ends are included.
-RANGES = {
-    "epochs": pd.Interval(1, math.inf, "left"),
-    "batch_size": pd.Interval(1, math.inf, "left"),
-    "peak_lr": pd.Interval(0, math.inf, "neither"),
-    "warmup": pd.Interval(0, 1, "both"),
-    "momentum": pd.Interval(0, 1, "left"),
-    "weight_decay": pd.Interval(0, math.inf, "left"),
-    "label_smoothing": pd.Interval(0, 1, "left"),
-    "image_sizes": pd.Interval(16, 64, "both"),
-    "padding": pd.Interval(0, SIZE, "both"),
-    "hole": pd.Interval(0, SIZE, "both"),
-    "degrees": pd.Interval(0, 180, "both"),
-    "class_weights": pd.Interval(0, math.inf, "neither"),
-    "ema": pd.Interval(0, 1, "left"),
-    "seed": pd.Interval(0, 2**32, "left"),
-}
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class TrainingState:
@@ -195,22 +141,18 @@ def make_criterion(train: Dataset, config: TrainConfig) -> Callable:
     return criterion
 
 
-def augment(dataset: Dataset, config: TrainConfig) -> AugmentedDataset:
-    """The data set, augmented as the configuration says. Errors: as `AugmentedDataset`."""
-    names = ("padding", "hole", "degrees", "flip", "trivial", "alternate_flip", "stronger_classes")
-    return AugmentedDataset(dataset, **{name: getattr(config, name) for name in names})
-
-
-def training_loader(
-    dataset: AugmentedDataset, config: TrainConfig, device: torch.device
-) -> DataLoader:
-    """Batches in random order; of several processes, each gets its share of every batch.
+def training_loader(train: Dataset, config: TrainConfig, device: torch.device) -> DataLoader:
+    """Augmented images in random order; of several processes, each gets its share of every batch.
 
     Raises:
-        ValueError: the processes cannot share a batch evenly.
+        ValueError: a name in `stronger_classes` is no class, or the processes cannot share a batch
+            evenly.
     """
-    batch_size, sampler = share_batches(dataset, config.batch_size)
-    return make_loader(dataset, batch_size, torch.Generator(), loader_workers(device), sampler)
+    from helpers.augmentation import AugmentedDataset  # here: Albumentations takes half a second
+
+    augmented = AugmentedDataset(train, **config.augmentation)
+    batch_size, sampler = share_batches(augmented, config.batch_size)
+    return make_loader(augmented, batch_size, torch.Generator(), loader_workers(device), sampler)
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -230,7 +172,7 @@ def fit(
     checkpoint: str | os.PathLike | None = None,
     log: Callable[[dict], object] | None = None,
     compile: bool = False,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Train a model in place.
 
     Where torchrun or a notebook's launcher started several processes, each calls this with the same
@@ -265,7 +207,7 @@ def fit(
     """
     device = device or default_device()
     identity = run_identity(train, validation, config)
-    loader = training_loader(augment(train, config), config, device)
+    loader = training_loader(train, config, device)
     loss_of = make_criterion(train, config)
     state = TrainingState(model, config, len(loader), device)
     with Session(state, identity, device, checkpoint, log, compile) as session:
@@ -287,7 +229,7 @@ def fit(
             scores = score(state.evaluated_model, validation if session.is_main else None)
             session.after_epoch(config.image_size(epoch), scores)
     model.eval().load_state_dict(state.evaluated_model.state_dict())
-    return pd.DataFrame(session.history)
+    return session.history_table()
 
 
 def score(model: nn.Module, validation: Dataset | None) -> Predictions | None:

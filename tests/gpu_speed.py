@@ -49,7 +49,7 @@ def random_data(count):
 def of_loader(data, batch_size, device):
     """Images a second over all batches but the first, in which workers start."""
     config = TrainConfig(batch_size=batch_size, degrees=0)
-    loader = training.training_loader(training.augment(data, config), config, device)
+    loader = training.training_loader(data, config, device)
     batches, seen = iter(loader), 0
     next(batches)
     start = time.perf_counter()

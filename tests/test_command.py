@@ -16,7 +16,7 @@ import torch
 from tools import shapes_dataset
 
 from helpers import shapes
-from helpers.augmentation import augmentation_steps, compose
+from helpers.augmentation import AugmentedDataset, augmentation_steps, compose
 from helpers.data import DatasetPair
 from helpers.model import WEIGHTS, load_pretrained
 from helpers.studies import RECORDS, train
@@ -29,7 +29,7 @@ from helpers.support.command import (
     make_parser,
     one_line_errors,
 )
-from helpers.training import TrainConfig, augment, make_optimizer, make_scheduler
+from helpers.training import TrainConfig, make_optimizer, make_scheduler
 
 SMALL_DISK = "2m"  # no room for a checkpoint of the command
 TINY = "--data shapes10 --width 16 --epochs 1 --image-sizes 16".split()
@@ -182,7 +182,7 @@ def test_settings_are_those_that_the_glossary_states(project):
 
 def test_training_changes_images_as_notebook_1_shows():
     data = shapes_dataset(10)
-    pipeline = augment(data, TrainConfig()).pipeline
+    pipeline = AugmentedDataset(data, **TrainConfig().augmentation).pipeline
     fill = pipeline.transforms[2].fill
     assert repr(pipeline) == repr(compose(augmentation_steps(fill=fill)))
 
@@ -283,11 +283,11 @@ def test_error_that_another_process_may_report_or_have_caused_waits_for_its_end(
 # ---- The command that trains
 
 REFUSED = {  # options -> what the line says
-    "--epochs 0": "epochs must be a whole number in .*, got 0",
-    "--warmup 2": "warmup must be .*, got 2",
-    "--batch-size 0": "batch_size must be a whole number in .*, got 0",
-    "--peak-lr nan": "peak_lr must be a number in .*, got nan",
-    "--ema 2": "ema must be a number in .*, got 2",
+    "--epochs 0": "epochs must be a whole number >= 1, got 0",
+    "--warmup 2": "warmup must be a number >= 0 and <= 1, got 2",
+    "--batch-size 0": "batch_size must be a whole number >= 1, got 0",
+    "--peak-lr nan": "peak_lr must be a number > 0 and < inf, got nan",
+    "--ema 2": "ema must be a number >= 0 and < 1, got 2",
     "--device nowhere": "WALKTHROUGH_DEVICE is 'nowhere', which does not compute here",
     "--width 8": "width must be at least 16",
     "--data nowhere": "no data set 'nowhere'",
@@ -301,7 +301,7 @@ REFUSED = {  # options -> what the line says
     "--init cifar10": "knows the classes .*airplane.* train on them",
     "--stronger-classes circle unicorn": "^no class 'unicorn' in these data: choose among arrow, c",
     "--class-weights 1 2": "class_weights must be 10 numbers, one for each class",
-    "--class-weights 1 1 1 1 1 1 1 1 1 0": "class_weights must be a tuple, each .* in .*, got",
+    "--class-weights 1 1 1 1 1 1 1 1 1 0": "class_weights must be .*, each part a number > 0 and",
     "--peak-lr 1e6": "diverged at a learning rate of .*lower peak_lr",
 }
 

@@ -22,13 +22,14 @@ import torch.nn.functional as F
 from tools import CPU, assert_same_weights, forkserver, shapes_dataset, small_net
 
 from helpers import training
-from helpers.augmentation import augmentation_steps, compose, seed_epoch
+from helpers.augmentation import augmentation_steps, compose
 from helpers.model import resnet18
 from helpers.studies.train import main
 from helpers.support.checkpoint import load_checkpoint, save_checkpoint
 from helpers.support.distributed import process_group, rank_and_world_size
+from helpers.support.loader import seed_epoch
 from helpers.support.session import Session
-from helpers.training import TrainConfig, TrainingState, augment, fit, training_loader
+from helpers.training import TrainConfig, TrainingState, fit, training_loader
 
 SMALL = TrainConfig(epochs=3, batch_size=6, peak_lr=0.02, image_sizes=(16,), ema=0.9, seed=3)
 STILL = {"padding": 0, "hole": 0, "degrees": 0, "flip": False, "mixed_precision": False}
@@ -426,7 +427,7 @@ def test_processes_share_one_order_and_draw_their_augmentation_apart(monkeypatch
     monkeypatch.setattr(training, "loader_workers", lambda device: workers)
     for rank in (0, 1, 2):
         enrol(monkeypatch, rank, 3)
-        loader = training_loader(augment(data, TrainConfig()), SMALL, CPU)
+        loader = training_loader(data, SMALL, CPU)
         for epoch in (0, 1):
             seed_epoch(loader, 7, epoch)
             found = list(loader)
@@ -446,14 +447,14 @@ def test_processes_share_one_order_and_draw_their_augmentation_apart(monkeypatch
 def test_fewer_images_than_processes_are_refused(monkeypatch):
     enrol(monkeypatch, 0, 3)
     with pytest.raises(ValueError, match="no images"):
-        training_loader(augment(draw(0, 2), TrainConfig()), SMALL, CPU)
+        training_loader(draw(0, 2), SMALL, CPU)
 
 
 def test_one_process_of_several_draws_what_it_would_draw_alone(monkeypatch):
     data, drawn = replace(one_image(0), labels=np.arange(24)), []
     for world_size in (1, 2):
         enrol(monkeypatch, 0, world_size)
-        loader = training_loader(augment(data, TrainConfig()), SMALL, CPU)
+        loader = training_loader(data, SMALL, CPU)
         seed_epoch(loader, 7, 1)
         drawn.append(loader.dataset[0][0])
     assert torch.equal(*drawn)

@@ -1,6 +1,6 @@
 """The configuration, the optimiser, the schedule, the loss, and the loop that learns."""
 
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ from tools import CPU, assert_same_weights, shapes_dataset, small_net, states_of
 from torch import nn
 
 from helpers import training
-from helpers.augmentation import AugmentedDataset, seed_epoch
+from helpers.augmentation import AugmentedDataset
 from helpers.data import Dataset
 from helpers.model import resnet18
+from helpers.support.loader import seed_epoch
 from helpers.training import (
     TrainConfig,
     TrainingState,
-    augment,
     fit,
     make_criterion,
     make_optimizer,
@@ -249,93 +249,6 @@ def test_learning_rate_of_a_very_short_run_stays_between_zero_and_its_peak(epoch
     assert (0 < rates).all() and (rates <= 0.1 + 1e-9).all() and last < 1e-5
 
 
-NAN, INFINITE = float("nan"), float("inf")
-COUNTS = (0, -1, 2.5, "3", None, (1,), NAN)
-POSITIVE = (0, -0.1, NAN, INFINITE, "0.1", None)
-SHARES_BELOW_1 = (-0.1, 1, 1.5, NAN, "0.9", None)
-REFUSED = {
-    "epochs": COUNTS,
-    "batch_size": COUNTS,
-    "peak_lr": POSITIVE,
-    "warmup": (-0.1, 1.1, NAN, "0.2"),
-    "one_cycle": ("no", None, 2),
-    "momentum": SHARES_BELOW_1,
-    "weight_decay": (-1, NAN, INFINITE, None),
-    "label_smoothing": SHARES_BELOW_1,
-    "image_sizes": ((), 32, (15,), (65,), (24.5,), (32, NAN), ("32",), None),
-    "padding": (-1, 33, 1.5, NAN, None),
-    "hole": (-1, 33, 1.5, NAN, None),
-    "degrees": (-1, 181, NAN, INFINITE, None),
-    "flip": ("no", None, 2),
-    "alternate_flip": ("no",),
-    "trivial": ("no",),
-    "stronger_classes": ("cat", (1,), None),
-    "class_weights": ((0, 1), (1, -1), (NAN, 1), (INFINITE, 1), 2.0, ("1",)),
-    "ema": SHARES_BELOW_1,
-    "mixed_precision": ("no",),
-    "seed": (-1, 2**32, 0.5, NAN, None),
-}
-SMALLEST = {"epochs": 1, "batch_size": 1, "peak_lr": 1e-12, "warmup": 0, "momentum": 0}
-SMALLEST |= {"weight_decay": 0, "label_smoothing": 0, "image_sizes": (16,), "padding": 0, "hole": 0}
-SMALLEST |= {"degrees": 0, "class_weights": (1e-3, *[1e-2] * 9), "ema": 0, "seed": 0}
-LARGEST = SMALLEST | {"batch_size": 10**6, "peak_lr": 1e6, "warmup": 1, "momentum": 0.999}
-LARGEST |= {"weight_decay": 1e6, "label_smoothing": 0.999, "image_sizes": (64,), "padding": 32}
-LARGEST |= {"hole": 32, "degrees": 180, "ema": 0.999, "seed": 2**32 - 1}
-
-
-def test_every_setting_has_values_that_are_refused():
-    assert list(REFUSED) == [field.name for field in fields(TrainConfig)]
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values]
-)
-def test_value_outside_a_settings_range_is_refused_in_one_line(name, value):
-    with pytest.raises(ValueError, match=rf"^{name} must be .*, got .*\Z"):
-        TrainConfig(**{name: value})
-
-
-def test_refusal_names_the_range_where_there_is_one():
-    with pytest.raises(ValueError, match=r"^warmup must be a number in \[0, 1\], got 2\Z"):
-        TrainConfig(warmup=2)
-    with pytest.raises(ValueError, match=r"^flip must be True or False, got 'no'\Z"):
-        TrainConfig(flip="no")
-
-
-@pytest.mark.parametrize("values", [SMALLEST, LARGEST], ids=["smallest", "largest"])
-def test_the_ends_of_all_ranges_train(data, values):
-    config = TrainConfig(**values | {"stronger_classes": ("ring",)})
-    train = augment(data, config)
-    images = torch.stack([train[i][0] for i in range(len(train))])
-    assert images.shape == (13, 3, 32, 32)
-    gentle = replace(config, peak_lr=1e-3, weight_decay=0.0, batch_size=5)
-    assert np.isfinite(fit(small_net(), data, None, gentle, CPU).train_loss[0])
-
-
-def test_numbers_of_numpy_and_lists_become_what_a_checkpoint_can_hold(data, tmp_path):
-    config = replace(
-        SMALL,
-        epochs=np.int64(1),
-        peak_lr=np.float32(0.125),
-        flip=np.bool_(False),
-        image_sizes=[16],
-        class_weights=np.arange(1, 11),
-        stronger_classes=np.array(["ring"]),
-    )
-    plain = replace(SMALL, epochs=1, peak_lr=0.125, flip=False, image_sizes=(16,))
-    plain = replace(plain, class_weights=(*range(1, 11),), stronger_classes=("ring",))
-    assert repr(config) == repr(plain)
-    first = fit(small_net(), data, None, config, CPU, tmp_path / "run.pt")
-    assert list(fit(small_net(), data, None, plain, CPU, tmp_path / "run.pt").seconds) == list(
-        first.seconds
-    )
-
-
-def test_a_configuration_is_frozen():
-    with pytest.raises(FrozenInstanceError):
-        TrainConfig(epochs=1).epochs = 2
-
-
 def test_without_momentum_it_is_plain_gradient_descent():
     quarters = Quarters([0, 1, 2])
     config = TrainConfig(epochs=1, batch_size=3, momentum=0.0, one_cycle=False, **UNCHANGED)
@@ -469,8 +382,8 @@ AUGMENTATIONS = {
 @pytest.mark.parametrize(("name", "value"), AUGMENTATIONS.items(), ids=AUGMENTATIONS)
 def test_each_setting_of_the_augmentation_reaches_the_images(name, value):
     data, draws = shapes_dataset(100), []
-    usual = augment(data, SMALL)
-    changed = augment(data, replace(SMALL, **{name: value}))
+    usual = training_loader(data, SMALL, CPU).dataset
+    changed = training_loader(data, replace(SMALL, **{name: value}), CPU).dataset
     expected = AugmentedDataset(data, **{name: value})
     for dataset in (usual, changed, expected):
         assert dataset.dataset is data
@@ -486,7 +399,7 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone(data):
         return next(iter(loader))
 
     config = replace(SMALL, batch_size=13)
-    loader, fresh = (training_loader(augment(data, config), config, CPU) for _ in range(2))
+    loader, fresh = (training_loader(data, config, CPU) for _ in range(2))
     first, second = draw(loader, 0, 0), draw(loader, 0, 1)
     alone = draw(fresh, 0, 1)
     assert torch.equal(alone[0], second[0]) and torch.equal(alone[1], second[1])
@@ -499,7 +412,7 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone(data):
 def test_alternating_flip_changes_sides_from_epoch_to_epoch_in_a_loader_too():
     data = shapes_dataset(200)
     config = TrainConfig(batch_size=200, padding=0, hole=0, degrees=0, alternate_flip=True)
-    loader, epochs = training_loader(augment(data, config), config, CPU), []
+    loader, epochs = training_loader(data, config, CPU), []
     for epoch in range(3):
         seed_epoch(loader, config.seed, epoch)
         drawn, labels = next(iter(loader))
@@ -523,7 +436,7 @@ def test_fit_draws_each_epoch_anew_with_the_seed_of_its_run(data):
 
     first, again, other = inputs_of(3), inputs_of(3), inputs_of(4)
     assert torch.equal(first, again) and not torch.equal(first, other)
-    loader = training_loader(augment(data, SMALL), SMALL, CPU)
+    loader = training_loader(data, SMALL, CPU)
     expected = []
     for epoch in range(2):
         seed_epoch(loader, 3, epoch)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from helpers import evaluation
+from helpers.augmentation import AugmentedDataset
 from helpers.data import Dataset
 from helpers.evaluation import Predictions
 from helpers.model import PreActResNet, load_pretrained
@@ -28,7 +29,6 @@ from helpers.studies.trust import maps_of
 from helpers.support.command import one_line_errors
 from helpers.support.device import default_device
 from helpers.support.files import one_line
-from helpers.training import augment
 
 WEIGHING_SEEDS = 2  # runs of the recipe whose errors make the class weights
 RECIPE = replace(
@@ -54,7 +54,8 @@ def train(study: runs.Study) -> pd.DataFrame:
         The table, one row a run. Errors: as `Study.run_missing`, and ValueError for a weak class
         that is none.
     """
-    augment(study.train, study.recipe)  # refuses a name that is no class now, not in hours
+    # Refuses a name that is no class now, not in hours.
+    AugmentedDataset(study.train, **study.recipe.augmentation)
     unweighted: dict[str, Any] = {"stronger_classes": ()}
     _train_arms(study, range(WEIGHING_SEEDS), {Arm.RECIPE: unweighted})
     weighted = {"class_weights": class_weights(study)}
@@ -175,7 +176,8 @@ def taken_for_weak(study: runs.Study, model: nn.Module) -> float:
     others = study.validation.subset(~np.isin(study.validation.labels, weak))
     if len(others) == 0:
         return float("nan")
-    augmented = augment(study.train, study.recipe)  # of the training images: holes in their colour
+    # Of the training images: holes in their colour.
+    augmented = AugmentedDataset(study.train, **study.recipe.augmentation)
     augmented.seed(0)
     images = [augmented.stronger_pipeline(image=image)["image"] for image in others.images]
     predictions = evaluation.predict(model, replace(others, images=np.stack(images)))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, get_worker_info
 
 
 def make_loader(
@@ -43,6 +43,31 @@ def make_loader(
         worker_init_fn=_seed_worker,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def seed_epoch(loader: DataLoader, seed: int, epoch: int) -> None:
+    """Make an epoch's order and augmentation a function of the run's seed and the epoch alone.
+
+    So a resumed run draws what an uninterrupted one would have drawn, and a checkpoint needs to
+    hold no random state.
+
+    Args:
+        loader: of a data set with the methods `seed` and `mirror_alternately`, with a generator. A
+            `DistributedSampler` gives this process its share of one order, the same in all; their
+            augmentation differs.
+        seed: of the run.
+        epoch: counted from 0.
+    """
+    sampler: Any = loader.sampler
+    dataset: Any = loader.dataset
+    is_distributed = isinstance(sampler, DistributedSampler)
+    rank = sampler.rank if is_distributed else 0
+    order_seed, *augmentation_seeds = np.random.SeedSequence([seed, epoch]).generate_state(2 + rank)
+    loader.generator.manual_seed(int(order_seed) + rank)  # of the order, and of the workers' seeds
+    dataset.seed(int(augmentation_seeds[-1]))
+    dataset.mirror_alternately(seed, epoch)
+    if is_distributed:
+        sampler.set_epoch(int(order_seed))
 
 
 def require_images(count: int) -> None:

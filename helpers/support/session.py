@@ -182,6 +182,12 @@ class Session:
             self.log(row)
         self._stop_if_asked()
 
+    def history_table(self):
+        """The history as a table of pandas."""
+        import pandas as pd  # here, because importing it takes 0.4 seconds
+
+        return pd.DataFrame(self.history)
+
     def mean_scores(self) -> tuple[float, float]:
         """Loss and accuracy per image in the epoch under way, as seen while learning.
 

@@ -1,22 +1,23 @@
 """What a setting of a configuration may be."""
 
+import operator
 from contextlib import suppress
 from dataclasses import Field
 from typing import Any, get_args
 
 import numpy as np
-import pandas as pd
 
 KINDS: dict = {int: "a whole number", float: "a number", bool: "True or False", str: "a name"}
+SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
-def checked(field: Field, value: Any, allowed: pd.Interval | None) -> Any:
+def checked(field: Field, value: Any, allowed: dict[str, float]) -> Any:
     """Check the value of a dataclass's field.
 
     Args:
         field: its type is one of KINDS, or a tuple of these.
         value: of the field.
-        allowed: its range, or that of each part of a tuple; None: any.
+        allowed: the range of a number, or of each part of a tuple: {one of SIGNS: a bound}.
 
     Returns:
         The value, with Python's own numbers for NumPy's: these a checkpoint can hold.
@@ -31,11 +32,11 @@ def checked(field: Field, value: Any, allowed: pd.Interval | None) -> Any:
     is_tuple = kind is not field.type
     parts = value if isinstance(value, list) else [value]
     kinds = (int, float) if kind is float else (kind,)
-    is_good = isinstance(value, list) == is_tuple and all(
-        type(part) in kinds and (allowed is None or part in allowed) for part in parts
-    )
+    is_good = isinstance(value, list) == is_tuple and all(type(part) in kinds for part in parts)
+    for sign, bound in allowed.items():
+        is_good = is_good and all(SIGNS[sign](part, bound) for part in parts)
     if not is_good or (not parts and field.default):
         wanted = f"a tuple, each part {KINDS[kind]}" if is_tuple else KINDS[kind]
-        within = f" in {allowed}" if allowed else ""
+        within = " and".join(f" {sign} {bound}" for sign, bound in allowed.items())
         raise ValueError(f"{field.name} must be {wanted}{within}, got {value!r}")
     return tuple(map(kind, parts)) if is_tuple else kind(value)
