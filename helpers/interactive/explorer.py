@@ -10,6 +10,7 @@ import torch
 from IPython.display import HTML
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.optimize import linear_sum_assignment
 
 from helpers import plots
 from helpers.data import Dataset
@@ -100,8 +101,8 @@ def choose_images(predictions: Predictions, count: int) -> np.ndarray:
 def match_mistakes(predictions: Predictions, count: int, rng: np.random.Generator) -> np.ndarray:
     """Match mistakes with right predictions, so that neither class nor confidence tells them apart.
 
-    A match is of the same predicted class (where one is left), and as close in confidence as there
-    is. No image is taken twice.
+    As many matches as possible are of the same predicted class, and as close in confidence as can
+    be, over all matches. No image is taken twice.
 
     Args:
         predictions: for N images.
@@ -112,17 +113,12 @@ def match_mistakes(predictions: Predictions, count: int, rng: np.random.Generato
         Indices (n, 2): a mistake and its match.
     """
     predicted, confidence = predictions.predicted, predictions.confidence
-    wrong = np.flatnonzero(~predictions.correct)
-    free = np.flatnonzero(predictions.correct)
-    pairs = []
-    for mistake in rng.permutation(wrong)[: max(0, min(count, len(free)))]:
-        same_class = free[predicted[free] == predicted[mistake]]
-        candidates = same_class if len(same_class) else free
-        gaps = np.abs(confidence[candidates] - confidence[mistake])
-        match = candidates[gaps.argmin()]
-        pairs.append((mistake, match))
-        free = free[free != match]
-    return np.array(pairs, dtype=int).reshape(-1, 2)
+    wrong = rng.permutation(np.flatnonzero(~predictions.correct))[: max(0, count)]
+    right = np.flatnonzero(predictions.correct)
+    gaps = np.abs(confidence[wrong][:, None] - confidence[right])
+    gaps += len(wrong) * (predicted[wrong][:, None] != predicted[right])  # above all, one class
+    rows, matches = linear_sum_assignment(gaps)
+    return np.stack([wrong[rows], right[matches]], axis=1)
 
 
 def cams_by_grid(model: PreActResNet) -> dict[str, GradCAM]:

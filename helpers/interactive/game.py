@@ -12,13 +12,7 @@ from helpers.interactive.explorer import match_mistakes
 from helpers.model import PreActResNet
 
 
-def play(
-    model: PreActResNet,
-    dataset: Dataset,
-    predictions: Predictions,
-    rounds: int = 20,
-    seed: int = 0,
-) -> HTML:
+def play(model: PreActResNet, dataset: Dataset, predictions: Predictions, rounds: int = 20) -> HTML:
     """Was the network right? The player sees heatmaps of predicted classes, and plays a coin.
 
     Half of the rounds are mistakes, half right predictions that are like them (see
@@ -29,7 +23,6 @@ def play(
         dataset: the images to choose from.
         predictions: the model's, for all of them.
         rounds: how many, if there are enough mistakes.
-        seed: of the choice and of the order.
 
     Returns:
         The game, to show in a notebook or on a page.
@@ -39,7 +32,7 @@ def play(
             images or by another network.
     """
     require_source(predictions, model, dataset)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     indices = rng.permutation(match_mistakes(predictions, rounds // 2, rng).ravel())
     if not len(indices):
         raise ValueError("a game needs mistakes, right predictions, two rounds: take more images")

@@ -23,6 +23,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors import ClearOutputPreprocessor
 from nbformat import NotebookNode
 
 from helpers.interactive.live import write_live
@@ -104,13 +105,9 @@ def write_pages(folder: Path, execute: bool = False) -> None:
     Raises:
         ValueError: notebooks stopped early; all pages are written, theirs up to that place.
     """
-    paths = notebooks()
     together = min(TOGETHER, os.cpu_count() or 1) if execute else 1
-    if execute:
-        threads = max(1, (os.cpu_count() or 1) // together)
-        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     write = delayed(write_page)
-    stopped = Parallel(n_jobs=together)(write(path, folder, execute) for path in paths)
+    stopped = Parallel(together)(write(path, folder, execute) for path in notebooks())
     write_index(folder)
     write_live(folder / "live.html")
     if any(stopped):
@@ -150,9 +147,7 @@ def write_page(path: Path, folder: Path, execute: bool = False) -> str:
     notebook = nbformat.read(path, as_version=4)
     stopped = ""
     if execute:
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs = []
+        notebook, _ = ClearOutputPreprocessor().preprocess(notebook, {})
         resources = {"metadata": {"path": str(path.parent)}}
         # A page can show no widget, even where this runs in a terminal of JupyterLab.
         environment = {n: value for n, value in os.environ.items() if n not in FRONT_ENDS}
@@ -177,10 +172,9 @@ def write_index(folder: Path) -> None:
 
 def _write(notebook: NotebookNode, name: str, folder: Path) -> None:
     """Write a page, and copy the files that it links to."""
-    notebook.metadata["title"] = _heading(notebook)
-    resources: dict[str, Any] = {"metadata": {"name": name}}
-    resources["series"] = series()
-    resources["top"] = "../" * name.count("/")
+    text = "\n".join(cell.source for cell in notebook.cells)
+    notebook.metadata["title"] = text.strip().partition("\n")[0].lstrip("# ")
+    resources = {"metadata": {"name": name}, "series": series(), "top": "../" * name.count("/")}
     page, _ = PageExporter(template_file=str(TEMPLATE)).from_notebook_node(notebook, resources)
     target = folder / f"{name}.html"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -193,12 +187,6 @@ def _write(notebook: NotebookNode, name: str, folder: Path) -> None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / linked, copy)
     print(target)
-
-
-def _heading(notebook: NotebookNode) -> str:
-    """The first line of the notebook."""
-    text = "\n".join(cell.source for cell in notebook.cells)
-    return text.strip().partition("\n")[0].lstrip("# ")
 
 
 @one_line_errors()

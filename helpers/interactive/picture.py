@@ -4,7 +4,6 @@ It takes CIFAR-10 and the weights that ship, and writes `images/mistake.png`.
 """
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from helpers import plots
@@ -16,7 +15,8 @@ from helpers.plots import Array
 
 IMAGE = 760  # of the test images: a cat, which the network takes for a dog
 NAME = "mistake.png"
-SIDE, GAP = 1.92, 0.36  # of panels, in inches
+WIDTH, HEIGHT = plots.WIDEST, 2.9  # of the picture, in inches
+LEFT, BOTTOM, SIDE, GAP = 0.12, 0.35, 1.92, 0.36  # of its panels, in inches
 
 
 def draw_mistake(image: Array, title: str, names: tuple[str, str], maps: np.ndarray) -> Figure:
@@ -28,47 +28,30 @@ def draw_mistake(image: Array, title: str, names: tuple[str, str], maps: np.ndar
         names: of the class that the network named, and of the actual class.
         maps: of these classes, (2, h, w).
     """
-    figure = Figure(figsize=(plots.WIDEST, 2.9))
-    photo = _panel(figure, 0, title)
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    right, top = LEFT + 4 * SIDE + 3 * GAP, BOTTOM + SIDE
+    figure.subplots_adjust(LEFT / WIDTH, BOTTOM / HEIGHT, right / WIDTH, top / HEIGHT, GAP / SIDE)
+    photo, *panels = figure.subplots(1, 4, subplot_kw={"xticks": [], "yticks": []})
+    photo.set_title(title, fontsize=11)
     photo.imshow(np.moveaxis(np.asarray(image), 0, -1))
-    _draw_grid(photo, image.shape[-1], maps.shape[-1])
+    for edge in np.linspace(0, image.shape[-1], maps.shape[-1] + 1)[1:-1] - 0.5:  # of a cell
+        photo.axvline(edge, color="white", lw=0.8)
+        photo.axhline(edge, color="white", lw=0.8)
     said, actual = names
     steps = {f"what speaks for {said}": maps[0], f"what speaks for {actual}": maps[1]}
     steps[f"red: more for {said},\nblue: more for {actual}"] = maps[0] - maps[1]
     limit = max(np.abs(values).max() for values in steps.values())
-    for number, (panel_title, values) in enumerate(steps.items(), 1):
-        ax = _panel(figure, number, panel_title)
+    for ax, (panel_title, values) in zip(panels, steps.items()):
+        ax.set_title(panel_title, fontsize=11)
         ax.imshow(values, cmap=plots.SIGNED_COLOURS, vmin=-limit, vmax=limit)
         for (row, column), value in np.ndenumerate(values):
             text = ax.text(column, row, _signed(value), fontsize=9.5, ha="center", va="center")
             text.set_color("white" if abs(value) > 0.6 * limit else "black")
         ax.set_xlabel(f"together {_signed(values.sum())}", fontsize=11)
-    for number, sign in ((2, "−"), (3, "=")):
-        x = (_left(number) - GAP / 2) / plots.WIDEST
+    for ax, sign in zip(panels[1:], "−="):
+        x = ax.get_position().x0 - GAP / 2 / WIDTH
         figure.text(x, 0.48, sign, fontsize=18, ha="center", va="center")
     return figure
-
-
-def _left(number: int) -> float:
-    """Where a panel begins, in inches."""
-    return 0.12 + number * (SIDE + GAP)
-
-
-def _panel(figure: Figure, number: int, title: str) -> Axes:
-    """A square panel under its title."""
-    width, height = figure.get_size_inches()
-    ax = figure.add_axes((_left(number) / width, 0.35 / height, SIDE / width, SIDE / height))
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=11)
-    return ax
-
-
-def _draw_grid(ax: Axes, side: int, cells: int) -> None:
-    """The squares of a map as thin lines over an image of `side` pixels."""
-    for number in range(1, cells):
-        place = number * side / cells - 0.5
-        ax.axvline(place, color="white", lw=0.8)
-        ax.axhline(place, color="white", lw=0.8)
 
 
 def _signed(value: float) -> str:
