@@ -29,9 +29,7 @@ COLUMNS = 32  # images in a row of the sprite, the one picture that holds them a
 
 
 def explore(
-    model: PreActResNet,
-    sets: Mapping[str, tuple[Dataset, Predictions]],
-    count: int | None = None,
+    model: PreActResNet, sets: Mapping[str, tuple[Dataset, Predictions]], count: int | None = None
 ) -> HTML:
     """Choose images by set, class and outcome; see each with its probabilities and maps.
 

@@ -11,6 +11,7 @@ import scipy  # loads scipy.optimize at its first use, because that takes a tent
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
+from sklearn.metrics import precision_recall_fscore_support
 
 from helpers.evaluation import Predictions, as_tensors
 
@@ -20,15 +21,11 @@ def per_class(predictions: Predictions) -> pd.DataFrame:
 
     NaN is the recall of a class without images, and the precision of one that nothing is called.
     """
-    size = len(predictions.classes)
-    right = predictions.labels[predictions.correct]
-    found, images, called = (
-        np.bincount(labels, minlength=size)
-        for labels in (right, predictions.labels, predictions.predicted)
+    labels, predicted, classes = predictions.labels, predictions.predicted, predictions.classes
+    precision, recall, _, _ = precision_recall_fscore_support(
+        labels, predicted, labels=range(len(classes)), zero_division=np.nan
     )
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-        scores = {"recall": found / images, "precision": found / called}
-    return pd.DataFrame(scores, index=list(predictions.classes))
+    return pd.DataFrame({"recall": recall, "precision": precision}, index=list(classes))
 
 
 def fit_temperature(predictions: Predictions) -> float:

@@ -41,7 +41,12 @@ def on_cluster(scheduler: str | None, shared: object) -> Iterator[None]:
         return
     with ExitStack() as stack:
         try:
-            client = stack.enter_context(_connect(scheduler))
+            from dask.distributed import CancelledError, Client, KilledWorker  # Dask is optional
+
+            address = urlsplit(scheduler)
+            # Where nobody listens, Dask itself would try for long, or hang.
+            socket.create_connection((address.hostname, address.port), timeout=5).close()
+            client = stack.enter_context(Client(scheduler, timeout=TIMEOUT_SECONDS))
             _prepare(client)
             backend = parallel_config(backend="dask", client=client, scatter=[shared])
             stack.enter_context(backend)
@@ -49,24 +54,12 @@ def on_cluster(scheduler: str | None, shared: object) -> Iterator[None]:
             reason = one_line(error)
             message = f"no cluster to use at {scheduler} ({reason}): {HOW_TO_START}"
             raise OSError(message) from None
-        from dask.distributed import CancelledError, KilledWorker  # here: Dask is optional
-
         try:
             yield
         except (CancelledError, KilledWorker) as error:
             raise RuntimeError(
                 f"{one_line(error)}; what was done is in the table: run this again to go on"
             ) from None
-
-
-def _connect(scheduler: str) -> Any:
-    """A Dask client."""
-    from dask.distributed import Client  # here, because Dask is optional
-
-    address = urlsplit(scheduler)
-    # Where nobody listens, Dask itself would try for long, or hang.
-    socket.create_connection((address.hostname, address.port), timeout=5).close()
-    return Client(scheduler, timeout=TIMEOUT_SECONDS)
 
 
 def _prepare(client: Any) -> None:

@@ -32,7 +32,6 @@ from helpers.support.intervals import mean_intervals
 PATCHWORKS = 30  # of each image, averaged
 FEWEST = 3  # images of the same two classes, to make a patchwork of
 GAIN = "top cell of {} class covered, rise of {} class less the others"
-SAME_CELL = "its two top cells are the same"
 Rows = dict[tuple[str, str], dict[str, float]]  # {(comparison, null): {column: value}}
 
 
@@ -136,14 +135,13 @@ def against_all_nulls(name: str, maps: np.ndarray, kinds: np.ndarray) -> Rows:
     for other_zero, ending in ((False, ""), (True, ", less the eight others")):
         first, second = two_maps(maps, other_zero)
         likeness = np.corrcoef(first, second)[: len(first), len(first) :]
-        rows |= {
-            (name + ending, "another image"): against_others(likeness, same_kind(anything)),
-            (name + ending, "same two classes"): against_others(likeness, same_kind(kinds)),
-            (name + ending, "patchwork"): against_patchworks(maps, anything, other_zero),
-            (name + ending, "patchwork, same two classes"): against_patchworks(
-                maps, kinds, other_zero
-            ),
+        of_nulls = {
+            "another image": against_others(likeness, same_kind(anything)),
+            "same two classes": against_others(likeness, same_kind(kinds)),
+            "patchwork": against_patchworks(maps, anything, other_zero),
+            "patchwork, same two classes": against_patchworks(maps, kinds, other_zero),
         }
+        rows |= {(name + ending, null): row for null, row in of_nulls.items()}
     return rows
 
 
@@ -212,7 +210,7 @@ def rows_of_group(
         **against_all_nulls("its two classes, occlusion", drops, kinds),
         (GAIN.format("first", "second"), others): gain_at_top_cell(drops, of=0),
         (GAIN.format("second", "first"), others): gain_at_top_cell(drops, of=1),
-        (SAME_CELL, others): against_others(same_cell, same_kind(0 * kinds)),
+        ("its two top cells are the same", others): against_others(same_cell, same_kind(0 * kinds)),
         **by_most_frequent_pair(of_classes.flatten(2).numpy(), roles),
     }
     return pd.DataFrame(rows).T.rename_axis(["comparison", "null"]).reset_index()

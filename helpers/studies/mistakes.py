@@ -210,8 +210,8 @@ def open_test_set(study: runs.Study) -> pd.DataFrame:
     Raises:
         ValueError: the study is not finished. Who has seen test results has nothing left to choose.
     """
-    study.run_missing({})  # refuses a table of another study
-    done = {(row["seed"], row["variant"]) for row in runs.read_rows(study.path)}
+    rows = study.run_missing({}).to_dict("records")  # refuses a table of another study
+    done = {(row["seed"], row["variant"]) for row in rows}
     wanted = list(product(range(study.seeds), Arm))
     missing = set(wanted) - done
     if missing:

@@ -25,11 +25,6 @@ def network_parser(study: str) -> argparse.ArgumentParser:
     return parser
 
 
-def load_data(args: argparse.Namespace) -> DatasetPair:
-    """The test images that were asked for, and hardly any training images."""
-    return load_dataset(args.data, train_size=1, test_size=args.test_size)
-
-
 def load_networks(args: argparse.Namespace, data: DatasetPair) -> dict[str, PreActResNet]:
     """The networks that were asked for, by name.
 
@@ -67,7 +62,7 @@ def write_rows(
     args: argparse.Namespace, study: str, measure: Callable[[PreActResNet, Dataset], pd.DataFrame]
 ) -> None:
     """Measure each network on the test images, and write the rows of all as one table."""
-    data = load_data(args)
+    data = load_dataset(args.data, train_size=1, test_size=args.test_size)
     networks = load_networks(args, data)
     tables = {name: measure(model, data.test) for name, model in networks.items()}
     table = pd.concat(tables, names=["network"]).reset_index("network")

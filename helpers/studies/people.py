@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from helpers.data import load_dataset
 from helpers.evaluation import predict
-from helpers.studies.networks import load_data, load_networks, network_parser, write
+from helpers.studies.networks import load_networks, network_parser, write
 from helpers.support.command import one_line_errors
 from helpers.support.files import as_path, project_root
 from helpers.support.intervals import bootstrap_interval, wilson_interval
@@ -142,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.set_defaults(networks=NETWORKS)
     args = parser.parse_args(argv)
-    data = load_data(args)
+    data = load_dataset(args.data, train_size=1, test_size=args.test_size)
     labels, classes = data.test.labels, data.classes
     answers = {"people": load_counts(args.counts, labels, len(classes))}
     for name, model in load_networks(args, data).items():

@@ -6,7 +6,7 @@ import hashlib
 import io
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -22,14 +22,8 @@ from helpers.data import Dataset, channel_statistics, load_dataset, split
 from helpers.evaluation import predict
 from helpers.model import PreActResNet, load_pretrained, resnet18, save_weights
 from helpers.studies.cluster import WORKER_COMMAND, on_cluster
+from helpers.support import files
 from helpers.support.command import add_arguments, config_from_args, make_parser
-from helpers.support.files import (
-    exclusive_lock,
-    one_line,
-    project_root,
-    read_file,
-    write_atomically,
-)
 from helpers.support.loader import require_images
 from helpers.support.weights import write_weights
 from helpers.training import TrainConfig, fit
@@ -98,13 +92,19 @@ class Study:
             KeyboardInterrupt: after Ctrl-C; the message says how to go on.
         """
         settings = self.settings
-        with exclusive_lock(self.path):
+        with files.exclusive_lock(self.path):
             rows = read_rows(self.path)
             _require_settings(rows, settings, self.path)
             done = {(row["seed"], row["variant"]) for row in rows}
-            missing = {run: call for run, call in calls.items() if run not in done}
+            missing = [run for run in calls if run not in done]
+            tasks = [delayed(_row)(self, *run, *calls[run]) for run in missing]
+            # All are dispatched at once, so that a worker which joins a cluster late has runs to
+            # take, and joblib does not put short runs together.
+            parallel = Parallel(
+                self.jobs, return_as="generator_unordered", pre_dispatch="all", max_nbytes=None
+            )
             try:
-                for row in tqdm(self._make(missing), total=len(missing), unit="run"):
+                for row in tqdm(parallel(tasks), total=len(tasks), unit="run"):
                     rows.append(row | settings)
                     write_table(self.path, pd.DataFrame(rows))
                     tqdm.write(", ".join(f"{name} {value}" for name, value in row.items()))
@@ -114,16 +114,6 @@ class Study:
                     "run this again to go on from there"
                 ) from None
         return pd.DataFrame(rows)
-
-    def _make(self, calls: dict[Run, Call]) -> Iterator[dict]:
-        """Make these runs; rows come as runs end."""
-        tasks = [delayed(_row)(self, *run, *call) for run, call in calls.items()]
-        # All are dispatched at once, so that a worker which joins a cluster late has runs to take,
-        # and joblib does not put short runs together.
-        parallel = Parallel(
-            self.jobs, return_as="generator_unordered", pre_dispatch="all", max_nbytes=None
-        )
-        return parallel(tasks)
 
 
 def _row(study: Study, seed: int, variant: str, function: Callable, *arguments: Any) -> dict:
@@ -164,20 +154,18 @@ def read_rows(path: Path) -> list[dict]:
     Raises:
         ValueError: a row is not as `write_table` wrote it.
     """
-    if not path.exists():
+    content = files.read_file(path) if path.exists() else b""
+    complete = content[: content.rfind(b"\n") + 1]
+    if not complete:
         return []
-    content = read_file(path)
     try:
-        complete = content[: content.rfind(b"\n") + 1].decode()
-        if not complete:
-            return []
-        for number, row in enumerate(csv.DictReader(io.StringIO(complete)), start=1):
+        for number, row in enumerate(csv.DictReader(io.StringIO(complete.decode())), start=1):
             if row.pop("check") != short_digest(row):
                 raise ValueError(f"the check of row {number} differs")
-        return pd.read_csv(io.StringIO(complete)).drop(columns="check").to_dict("records")
+        return pd.read_csv(io.BytesIO(complete)).drop(columns="check").to_dict("records")
     except Exception as error:  # which one depends on where the file is damaged
         raise ValueError(
-            f"{path} is damaged, or an older version's ({one_line(error)}): "
+            f"{path} is damaged, or an older version's ({files.one_line(error)}): "
             "take such rows out, or name another file"
         ) from error
 
@@ -186,7 +174,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV, in one step, each row with a check. Errors: as `write_atomically`."""
     rows = csv.DictReader(io.StringIO(table.to_csv(index=False)))
     checked = table.assign(check=[short_digest(row) for row in rows])
-    write_atomically(path, lambda file: checked.to_csv(file, index=False))
+    files.write_atomically(path, lambda file: checked.to_csv(file, index=False))
 
 
 def _require_settings(rows: list[dict], settings: dict, path: Path) -> None:
@@ -266,22 +254,17 @@ def train_and_test(study: Study, variant: str, seed: int, changes: dict) -> dict
         changes: to the recipe.
 
     Returns:
-        The accuracies of both networks; "flip": with the logits of an image and its mirror image
-        averaged.
+        The accuracies of both networks.
     """
     path = study.artifact_path(variant, seed, ".pt")
     averaged, accuracy = train(study, variant, seed, changes, last=path)
     save_weights(averaged, path.with_suffix(".averaged.pt"), study.train.classes)
     last = load_pretrained(path).to(averaged.mean.device)
-    scores = {"train_accuracy": accuracy}
-    for name, model, flip in (
-        ("test_accuracy", last, False),
-        ("flip_accuracy", last, True),
-        ("averaged_accuracy", averaged, False),
-        ("averaged_flip_accuracy", averaged, True),
-    ):
-        scores[name] = predict(model, study.test, batch_size=500, flip=flip).accuracy
-    return scores
+    return {
+        "train_accuracy": accuracy,
+        "test_accuracy": predict(last, study.test, batch_size=500).accuracy,
+        "averaged_accuracy": predict(averaged, study.test, batch_size=500).accuracy,
+    }
 
 
 def train_variants(
@@ -365,7 +348,7 @@ def study_from_args(args: argparse.Namespace, name: str, recipe: TrainConfig) ->
     if args.jobs > 1:
         # In the processes to come: their bars would write over one another.
         os.environ["TQDM_DISABLE"] = "1"
-    path = args.output or project_root() / "runs" / f"{data.name}-{name}.csv"
+    path = args.output or files.project_root() / "runs" / f"{data.name}-{name}.csv"
     path = path.absolute()  # a cluster's workers may have been started elsewhere
     config = config_from_args(args, recipe)
     return Study(train, validation, data.test, path, config, args.width, args.seeds, args.jobs)

@@ -270,11 +270,7 @@ def tint(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return mixed.round().astype(np.uint8), np.ones(images.shape[:3], dtype=bool)
 
 
-MARKS: dict[str, Mark] = {
-    "tag": shapes.add_tag,
-    "tag in any corner": tag_in_a_corner,
-    "tint": tint,
-}
+MARKS: dict[str, Mark] = {"tag": shapes.add_tag, "tag in any corner": tag_in_a_corner, "tint": tint}
 
 
 def touched(masks: np.ndarray, blocks: int = 4) -> np.ndarray:
