@@ -16,7 +16,7 @@ def save_checkpoint(path: Path, identity: dict, state: Any) -> None:
         OSError: the file cannot be written; what was there before is still there.
     """
     content = state.state_dict() | {"identity": identity}
-    write_atomically(path, lambda file: torch.save(content, file), True, seal=True)
+    write_atomically(path, lambda file: torch.save(content, file), keep_previous=True)
 
 
 def load_checkpoint(path: Path, identity: dict, state: Any) -> None:

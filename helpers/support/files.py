@@ -1,4 +1,4 @@
-"""Where files lie, and how one is written: whole, on the disk before it has its name, and sealed.
+"""Where files lie, and how one is written: whole, and on the disk before it has its name.
 
 Data sets are kept in `data/`, the decoded images of a folder beside it (`<folder>.cache.npz`),
 weights, checkpoints and tables in `runs/`, CIFAR-10's figures in `images/`, pages in `html/`.
@@ -7,13 +7,13 @@ you stand, else from the project.
 """
 
 import errno
-import hashlib
 import io
 import os
 import re
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -21,7 +21,6 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-SEAL = b"\nsha256 "  # stands at the end of a file, before the digest of all before it
 PROJECT = Path(__file__).resolve().parents[2]
 AROUND = " \t\r\n\"'"  # what is shed around a path
 FOLDER_LOCK = ".walkthrough-lock"  # lies in a temporary folder, locked while its process lives
@@ -84,7 +83,6 @@ def write_atomically(
     path: str | os.PathLike,
     write: Callable[[BinaryIO], object],
     keep_previous: bool = False,
-    seal: bool = False,
 ) -> None:
     """Write a file in one step: the old file stays until the new one is complete, and on the disk.
 
@@ -96,8 +94,6 @@ def write_atomically(
         write: called with a binary file in memory. (In memory because `torch.save` reports a full
             disk as "unexpected pos".)
         keep_previous: rename the old file to `<path>.previous` instead of replacing it.
-        seal: end the file with its digest, which `read_sealed` compares. PyTorch, NumPy and other
-            readers of zip files pass over it.
 
     Raises:
         OSError: the disk is full or cannot be written to; one line that names the path. What was
@@ -105,8 +101,6 @@ def write_atomically(
     """
     content = io.BytesIO()
     write(content)
-    if seal:
-        content.write(SEAL + hashlib.sha256(content.getbuffer()).hexdigest().encode())
     path = Path(os.path.expanduser(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,23 +135,26 @@ def read_file(path: str | os.PathLike) -> bytes:
     return Path(path).read_bytes()
 
 
-def read_sealed(path: str | os.PathLike) -> tuple[memoryview, bool]:
-    """Read a file, and compare its digest before anything else is done with it.
+def read_archive(path: str | os.PathLike) -> io.BytesIO:
+    """Read what `torch.save` or `np.savez` wrote: a zip file, each entry with its CRC-32.
+
+    PyTorch compares no checksums, NumPy only that of an entry which it reads to its end, and both
+    believe the archive's directory. Here all are compared, and of the directory only the names are
+    kept.
 
     Returns:
-        Its content without the seal, and whether it has one.
+        The same entries in a new archive.
 
     Raises:
-        ValueError: the content is not what was written.
         OSError: the file cannot be read.
+        Exception: of any kind, for a damaged file.
     """
-    content = memoryview(read_file(path))
-    end = max(0, len(content) - len(SEAL) - 64)
-    if content[end:-64] != SEAL:
-        return content, False
-    if hashlib.sha256(content[:end]).hexdigest().encode() != content[-64:]:
-        raise ValueError("its digest differs")
-    return content[:end], True
+    copy = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(read_file(path))) as old, zipfile.ZipFile(copy, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    copy.seek(0)
+    return copy
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Read a folder `{train,test}/<class>/*.png`, or `<class>/*.png`, and cache it as arrays."""
 
 import hashlib
-import io
 import os
 import re
 import unicodedata
@@ -218,9 +217,8 @@ def _fingerprint(samples: list[Sample]) -> str:
 def _read_cache(path: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
     """The cached images and their numbers; None where they are damaged, or those of other files."""
     with suppress(Exception):  # which one depends on where the file is damaged
-        content, has_digest = files.read_sealed(path)
-        with np.load(io.BytesIO(content)) as file:
-            if has_digest and str(file["key"]) == key:
+        with np.load(files.read_archive(path)) as file:
+            if str(file["key"]) == key:
                 return file["images"], file["kept"]
     return None
 
@@ -228,7 +226,7 @@ def _read_cache(path: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
 def _write_cache(path: Path, **arrays: Any) -> None:
     """Write a cache file in one step; a folder that cannot be written to goes without."""
     try:
-        files.write_atomically(path, lambda file: np.savez(file, **arrays), seal=True)
+        files.write_atomically(path, lambda file: np.savez(file, **arrays))
     except OSError as error:
         warnings.warn(f"the images will be decoded again: {one_line(error)}", stacklevel=2)
 

@@ -1,6 +1,5 @@
 """Files of weights and checkpoints: written in half precision, checked before they are believed."""
 
-import io
 import os
 import pickle
 import zipfile
@@ -14,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from helpers.support.device import plain_name
-from helpers.support.files import as_path, one_line, read_sealed, write_atomically
+from helpers.support.files import as_path, one_line, read_archive, write_atomically
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -31,28 +30,10 @@ def load_checked(path: str | os.PathLike) -> dict:
     Raises:
         Exception: of any kind, for a damaged file; ValueError for a number that is not finite.
     """
-    content, has_digest = read_sealed(path)
-    file = io.BytesIO(content) if has_digest else _repacked(content)
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = torch.load(read_archive(path), map_location="cpu", weights_only=True)
     if not all_finite(state):
         raise ValueError("a number in it is NaN or infinite")
     return state
-
-
-def _repacked(content: memoryview) -> io.BytesIO:
-    """The entries of an archive without a digest, in a new one.
-
-    PyTorch compares no checksums, and reads what the archive's directory says: zipfile compares
-    each entry's CRC-32, and of the directory only the names are kept.
-    """
-    if content[-22:-18] != b"PK\5\6":  # a seal was cut or damaged, or the archive
-        raise ValueError("its end is damaged")
-    file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, old.read(name))
-    file.seek(0)
-    return file
 
 
 def write_weights(
@@ -84,7 +65,7 @@ def write_weights(
             "train with a lower peak_lr"
         )
     content = small | {"classes": tuple(map(str, classes))}
-    write_atomically(path, lambda file: torch.save(content, file), seal=True)
+    write_atomically(path, lambda file: torch.save(content, file))
 
 
 def find_weights(
@@ -166,7 +147,8 @@ def _what_is_wrong(path: Path, state: Any, error: Exception) -> str:
             "it, torch.load(path, weights_only=False), and write the model with save_weights"
         )
     if state is None:
-        reason = error if type(error) is ValueError else type(error).__name__
+        in_words = isinstance(error, ValueError | zipfile.BadZipFile)
+        reason = error if in_words else type(error).__name__
         return f"is damaged or no file of weights ({reason}): copy it again, or train another"
     parts = state if isinstance(state, dict) else {type(state).__name__: state}
     names = ", ".join(map(str, list(parts)[:4]))
