@@ -13,7 +13,7 @@ import torch
 from helpers import shapes
 from helpers.support import downloads, files
 from helpers.support.image_files import SIZE as SIZE
-from helpers.support.image_folder import folder_id, read_image_folder
+from helpers.support.image_folder import find_image_folder, folder_id, read_image_folder
 from helpers.support.loader import make_loader as make_loader
 from helpers.support.loader import require_images
 
@@ -129,13 +129,13 @@ def load_dataset(
     if name == "auto":
         name = os.environ.get("WALKTHROUGH_DATA", "").strip(files.AROUND) or "auto"
     if name == "auto":
-        name = _resolve_auto(root)
+        name = downloads.cifar10_or_shapes10(root)
     if name == "shapes10":
         return _load_shapes(train_size or SHAPES_TRAIN_SIZE, test_size or SHAPES_TEST_SIZE)
     if name == "cifar10":
         pair = _load_cifar10(root, skip_damaged)
     else:
-        pair = _load_folder(_as_folder(name), root, skip_damaged)
+        pair = _load_folder(find_image_folder(name), root, skip_damaged)
     train = _random_subset(pair.train, train_size)
     test = _random_subset(pair.test, test_size)
     return pair._replace(train=train, test=test)
@@ -198,17 +198,6 @@ def _require_uint8(dtype: np.dtype | torch.dtype) -> None:
         )
 
 
-def _resolve_auto(root: Path) -> str:
-    """What "auto" means here: "cifar10", or "shapes10" after printing why."""
-    if (root / downloads.UNPACKED).is_dir() or (root / "cifar10").is_dir():
-        return "cifar10"
-    reason = downloads.download_or_reason(root)
-    if not reason:
-        return "cifar10"
-    print(f"*** Using Shapes-10, generated images, because {reason}. ***")
-    return "shapes10"
-
-
 def _random_subset(dataset: Dataset, size: int | None) -> Dataset:
     return dataset if size is None or size >= len(dataset) else split(dataset, size)[1]
 
@@ -220,7 +209,6 @@ def _load_shapes(train_size: int, test_size: int) -> DatasetPair:
 
 
 def _load_cifar10(root: Path, skip_damaged: bool) -> DatasetPair:
-    files.remove_stale_temporaries(root)
     folder = root / "cifar10"
     if folder.is_dir() and not (root / downloads.UNPACKED).is_dir():
         return _load_folder(folder, root, skip_damaged)
@@ -228,33 +216,11 @@ def _load_cifar10(root: Path, skip_damaged: bool) -> DatasetPair:
     return DatasetPair(train, test, "cifar10")
 
 
-def _as_folder(name: str | os.PathLike) -> Path:
-    folder = files.find_folder(name)
-    if os.path.isdir(folder):
-        return folder
-    path = files.as_path(name)
-    places = dict.fromkeys(files.one_line(place / path) for place in files.standing_places())
-    is_word = isinstance(name, str) and len(path.parts) == 1
-    raise (ValueError if is_word else FileNotFoundError)(
-        f"no data set '{files.one_line(name)}', and no folder {' or '.join(places)}: choose "
-        "'auto', 'cifar10', 'shapes10' or the path of a folder that holds train/<class>/ and "
-        "test/<class>/"
-    )
-
-
 def _load_folder(folder: Path, root: Path, skip_damaged: bool) -> DatasetPair:
-    classes, images, labels, train_size = read_image_folder(folder, skip_damaged)
-    train = Dataset(images[:train_size], labels[:train_size], classes)
-    test = Dataset(images[train_size:], labels[train_size:], classes)
+    classes, *parts = read_image_folder(folder, skip_damaged)
+    train, test = (Dataset(*part, classes) for part in parts)
     # Own images may have CIFAR-10's ten classes: its weights and figures are not theirs.
     is_in_place = folder.resolve() == (root / "cifar10").resolve()
     if classes == CLASSES and (is_in_place or (train.digest, test.digest) == CIFAR10_DIGESTS):
         return DatasetPair(train, test, "cifar10")
-    learned = {hash(image.tobytes()) for image in train.images}
-    copies = sum(hash(image.tobytes()) in learned for image in test.images)
-    if copies:
-        print(
-            f"{copies} of {len(test)} test images are copies of training images, or links to them: "
-            "remove them, since the network knows them by heart"
-        )
     return DatasetPair(train, test, folder_id(folder))

@@ -44,6 +44,21 @@ REMEDIES = (
 )
 
 
+def cifar10_or_shapes10(root: Path) -> str:
+    """What "auto" means here: "cifar10", or "shapes10" after printing why.
+
+    Args:
+        root: the folder for data sets.
+    """
+    if (root / UNPACKED).is_dir() or (root / "cifar10").is_dir():
+        return "cifar10"
+    reason = download_or_reason(root)
+    if not reason:
+        return "cifar10"
+    print(f"*** Using Shapes-10, generated images, because {reason}. ***")
+    return "shapes10"
+
+
 def download_or_reason(root: Path) -> str:
     """Download CIFAR-10, unless that failed less than a day ago.
 

@@ -28,22 +28,43 @@ REMEDY = ": save it as JPEG or PNG, or remove it"  # how an error of `read_image
 
 ClassFolders = dict[str, list[str]]  # {class: the paths of its images}
 Sample = tuple[str, int]  # the path of an image, and the number of its class
-Contents = tuple[tuple[str, ...], np.ndarray, np.ndarray, int]
+Part = tuple[np.ndarray, np.ndarray]  # images and labels
 
 
-def read_image_folder(folder: Path, skip_damaged: bool) -> Contents:
+def find_image_folder(name: str | os.PathLike) -> Path:
+    """The folder of that name, from where you stand or from the project.
+
+    Raises:
+        ValueError: there is none, and the name is one word, so that a data set may be meant.
+        FileNotFoundError: there is none.
+    """
+    folder = files.find_folder(name)
+    if os.path.isdir(folder):
+        return folder
+    path = files.as_path(name)
+    places = dict.fromkeys(one_line(place / path) for place in files.standing_places())
+    is_word = isinstance(name, str) and len(path.parts) == 1
+    raise (ValueError if is_word else FileNotFoundError)(
+        f"no data set '{one_line(name)}', and no folder {' or '.join(places)}: choose "
+        "'auto', 'cifar10', 'shapes10' or the path of a folder that holds train/<class>/ and "
+        "test/<class>/"
+    )
+
+
+def read_image_folder(folder: Path, skip_damaged: bool) -> tuple[tuple[str, ...], Part, Part]:
     """Read `{train,test}/<class>/**`; the arrays are cached in `<folder>.cache.npz`.
 
     The test images may be called one of `TEST_NAMES`. A folder of class folders alone is split at
-    random, which is said. Either may have one more folder around it.
+    random, which is said. Either may have one more folder around it. Test images that are training
+    images, too, are counted in a line that is printed.
 
     Args:
         folder: holds `train` and `test`, each with one folder for every class.
         skip_damaged: go on without the images that cannot be read, and say how many.
 
     Returns:
-        The names of the classes, sorted; the images (N, 32, 32, 3) uint8, RGB, the training images
-        first; their labels (N,) int64, indices into the classes; and how many are training images.
+        The names of the classes, sorted; and for the training and for the test images (N, 32, 32,
+        3) uint8, RGB, and their labels (N,) int64, indices into the classes.
 
     Raises:
         ValueError: the two parts have different classes, there are fewer than two, a class has no
@@ -60,14 +81,26 @@ def read_image_folder(folder: Path, skip_damaged: bool) -> Contents:
     images, kept = _load(folder, train + test, skip_damaged)
     classes = tuple(parts[0])
     labels = np.array([label for _, label in train + test])[kept]
-    for part in (labels[kept < len(train)], labels[kept >= len(train)]):
+    size = int((kept < len(train)).sum())
+    for part in (labels[:size], labels[size:]):
         missing = set(range(len(classes))) - set(part)
         if missing:
             name = classes[min(missing)]
             raise ValueError(
                 f"{one_line(folder)}: no image of class {name!r} can be read: add some"
             )
-    return classes, images, labels, int((kept < len(train)).sum())
+    _report_copies(images[:size], images[size:])
+    return classes, (images[:size], labels[:size]), (images[size:], labels[size:])
+
+
+def _report_copies(train: np.ndarray, test: np.ndarray) -> None:
+    learned = {hash(image.tobytes()) for image in train}
+    copies = sum(hash(image.tobytes()) in learned for image in test)
+    if copies:
+        print(
+            f"{copies} of {len(test)} test images are copies of training images, or links to them: "
+            "remove them, since the network knows them by heart"
+        )
 
 
 def folder_id(folder: Path) -> str:
