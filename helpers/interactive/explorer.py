@@ -11,6 +11,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
+from torchvision.utils import make_grid
 
 from helpers import plots
 from helpers.data import Dataset
@@ -191,10 +192,7 @@ def _rows(
 
 def _sprite(images: np.ndarray) -> str:
     """All images (N, S, S, 3) in one picture, row by row, as a JPEG's address."""
-    size = images.shape[1]
-    blanks = np.zeros((-len(images) % COLUMNS, size, size, 3), np.uint8)
-    tiles = np.concatenate([images, blanks]).reshape(-1, COLUMNS, size, size, 3)
-    sheet = tiles.swapaxes(1, 2).reshape(-1, COLUMNS * size, 3)
+    sheet = make_grid(torch.from_numpy(images).permute(0, 3, 1, 2), COLUMNS, padding=0)
     jpeg = io.BytesIO()
-    Image.fromarray(sheet).save(jpeg, "JPEG", quality=85, subsampling=0)
+    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(jpeg, "JPEG", quality=85, subsampling=0)
     return f"data:image/jpeg;base64,{to_base64(jpeg.getvalue())}"

@@ -18,7 +18,7 @@ from helpers.data import Dataset, load_dataset
 from helpers.evaluation import predict
 from helpers.interactive.cheat import CORNER, NAME, tagged
 from helpers.interactive.embed import compressed, embed, in_eight_bits
-from helpers.interactive.explorer import cams_by_grid, choose_images, still_figure
+from helpers.interactive.explorer import ALT, cams_by_grid, choose_images, still_figure
 from helpers.model import PreActResNet, load_pretrained
 from helpers.support.command import one_line_errors
 from helpers.support.files import as_path, project_root
@@ -26,7 +26,6 @@ from helpers.support.files import as_path, project_root
 IMAGES = 60  # on the page
 ASKED = 1000  # test images to choose them from
 TAGGED = 20  # images for the cheat
-ALT = "One image, bars of its probabilities, and the maps of two classes and their difference"
 COMMAND = "python -m helpers.interactive.live"
 PAGE = Path(__file__).with_name("live_page.html")
 

@@ -15,8 +15,6 @@ from typing import Any
 from xml.etree.ElementTree import tostring
 
 import nbformat
-from jinja2 import pass_context
-from jinja2.runtime import Context
 from joblib import Parallel, delayed
 from latex2mathml.converter import convert_to_element
 from nbclient import NotebookClient
@@ -64,13 +62,9 @@ class PageRenderer(IPythonRenderer):
         return super().image(text, page_address(url), title)
 
 
-class PageExporter(HTMLExporter):
-    """A notebook as a page, with the template `notebooks/page.html.j2`."""
-
-    @pass_context
-    def markdown2html(self, context: Context, source: str) -> str:
-        """Text of a cell as HTML."""
-        return MarkdownWithMath(renderer=PageRenderer(escape=False)).render(source)
+def to_html(text: str) -> str:
+    """Text of a cell as HTML."""
+    return MarkdownWithMath(renderer=PageRenderer(escape=False)).render(text)
 
 
 def as_mathml(latex: str, display: str) -> str:
@@ -175,7 +169,8 @@ def _write(notebook: NotebookNode, name: str, folder: Path) -> None:
     text = "\n".join(cell.source for cell in notebook.cells)
     notebook.metadata["title"] = text.strip().partition("\n")[0].lstrip("# ")
     resources = {"metadata": {"name": name}, "series": series(), "top": "../" * name.count("/")}
-    page, _ = PageExporter(template_file=str(TEMPLATE)).from_notebook_node(notebook, resources)
+    exporter = HTMLExporter(template_file=str(TEMPLATE), filters={"markdown2html": to_html})
+    page, _ = exporter.from_notebook_node(notebook, resources)
     target = folder / f"{name}.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(EMPTY_HEADERS.sub("<td></td>", page), encoding="utf-8")

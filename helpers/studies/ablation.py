@@ -9,14 +9,12 @@ recipe are those of the study of the mistakes, trained in bfloat16. `cifar10-can
 ten passes of the whole network with one seed, by which the recipe of the weights was looked for.
 """
 
-from typing import Any
-
 from helpers.studies import runs
 from helpers.support.command import one_line_errors
 from helpers.training import TrainConfig
 
 RECIPE = TrainConfig(epochs=10, image_sizes=(16,) * 4 + (24,) * 3 + (32,), hole=8, degrees=0)
-VARIANTS: dict[str, dict[str, Any]] = {  # name -> what it changes
+VARIANTS: runs.Variants = {
     "the recipe": {},
     "without label smoothing": {"label_smoothing": 0.0},
     "without cutout": {"hole": 0},
@@ -26,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # name -> what it changes
     "the older write-up's steps": {"degrees": 7.0, "flip": False, "label_smoothing": 0.0},
 }
 # What might improve on the recipe: `--variants "the recipe" "hole 12" --width 64`.
-CANDIDATES: dict[str, dict[str, Any]] = {
+CANDIDATES: runs.Variants = {
     "alternating flip": {"alternate_flip": True},
     "hole 12": {"hole": 12},
     "hole 16": {"hole": 16},
@@ -36,9 +34,7 @@ ALL_VARIANTS = VARIANTS | CANDIDATES
 TWIN_SEEDS = 2  # networks of the unchanged recipe that are kept: they differ in their seed alone
 
 
-def train_variant(
-    study: runs.Study, variant: str, seed: int, changes: dict[str, Any]
-) -> dict[str, float]:
+def train_variant(study: runs.Study, variant: str, seed: int, changes: dict) -> dict[str, float]:
     """As `runs.train_once`; the recipe's networks of the first two seeds are kept.
 
     They lie beside the table `<data>-ablation.csv`, as `<data>-narrow-0.pt` and

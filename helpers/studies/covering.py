@@ -77,9 +77,6 @@ def turned_by_rule(
 def mistakes_and_close_calls(predictions: Predictions) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The mistakes, and right predictions that are as close.
 
-    How close a call is: the logit of the first of its two classes less that of the second. Each
-    mistake is matched with a right prediction, and the differences have the smallest possible sum.
-
     Returns:
         {name: (indices (n,), classes (n, 2))}. The classes: what the network says, and what it
         would have to turn to: the actual class of a mistake, and the second most probable one of a
@@ -88,20 +85,39 @@ def mistakes_and_close_calls(predictions: Predictions) -> dict[str, tuple[np.nda
     Raises:
         ValueError: there are fewer than two mistakes.
     """
-    logits, said = predictions.logits, predictions.predicted
     rng = np.random.default_rng(0)
     wrong = np.sort(rng.permutation(np.flatnonzero(~predictions.correct))[:MOST])
     if len(wrong) < 2:
         raise ValueError(f"the network makes {len(wrong)} mistakes on these images: take more")
+    roles = np.stack([predictions.predicted[wrong], predictions.labels[wrong]], axis=1)
+    as_close = close_calls(predictions, wrong, roles)
+    return {"mistakes": (wrong, roles), "right, as close": as_close}
+
+
+def close_calls(
+    predictions: Predictions, chosen: np.ndarray, roles: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right predictions that are as close as the chosen images, one for each.
+
+    How close a call is: its margin, the logit of the first of its two classes less that of the
+    second. The differences of the margins have the smallest possible sum. No image is taken twice.
+
+    Args:
+        predictions: of N images.
+        chosen: (n,) indices of images.
+        roles: (n, 2), the two classes of each.
+
+    Returns:
+        Indices (n,), or all right predictions if these are fewer; and the two most probable
+        classes of each.
+    """
+    logits = predictions.logits
     right = np.flatnonzero(predictions.correct)
-    of_wrong = np.stack([said[wrong], predictions.labels[wrong]], axis=1)
-    of_right = np.argsort(-logits[right], axis=1)[:, :2]
-    margins = [
-        -np.diff(np.take_along_axis(logits[indices], roles, axis=1), axis=1)
-        for indices, roles in ((wrong, of_wrong), (right, of_right))
-    ]
-    _, close = linear_sum_assignment(np.abs(margins[0] - margins[1].T))
-    return {"mistakes": (wrong, of_wrong), "right, as close": (right[close], of_right[close])}
+    top_two = np.argsort(-logits[right], axis=1)[:, :2]
+    margins = -np.diff(np.take_along_axis(logits[chosen], roles, axis=1))
+    right_margins = -np.diff(np.take_along_axis(logits[right], top_two, axis=1))
+    _, partners = linear_sum_assignment(np.abs(margins - right_margins.T))
+    return right[partners], top_two[partners]
 
 
 def turned_by_paint(

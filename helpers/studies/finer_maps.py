@@ -10,7 +10,6 @@ cifar10-narrow-0 cifar10-narrow-1`, and `deletion --data shapes10 --images 500`.
 
 import numpy as np
 import pandas as pd
-import scipy  # loads scipy.optimize at its first use, because that takes a tenth of a second
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
@@ -20,6 +19,7 @@ from helpers.evaluation import Predictions, predict
 from helpers.model import PreActResNet, dilated
 from helpers.similarity import derangement
 from helpers.studies import trust
+from helpers.studies.covering import close_calls
 from helpers.studies.networks import network_parser, write_rows
 from helpers.support.command import one_line_errors
 from helpers.support.intervals import hit_rates
@@ -36,11 +36,13 @@ def answers(original: Predictions, fine: Predictions) -> pd.DataFrame:
         One row for each group of images; a group without images has none. same: the share with the
         same answer, with its 95 % interval; and the shares that either network gets right.
     """
+    wrong = np.flatnonzero(~original.correct)
+    top_two = np.argsort(-original.logits[wrong], axis=1)[:, :2]
     groups = {
         "all": np.arange(len(original.labels)),
         "right": np.flatnonzero(original.correct),
-        "wrong": np.flatnonzero(~original.correct),
-        "right, as close": margin_matched_correct(original),
+        "wrong": wrong,
+        "right, as close": close_calls(original, wrong, top_two)[0],
     }
     confidence = original.confidence
     for low, high in zip(CONFIDENCES, CONFIDENCES[1:]):
@@ -53,26 +55,6 @@ def answers(original: Predictions, fine: Predictions) -> pd.DataFrame:
     table["original right"] = [original.correct[some].mean() for some in groups.values()]
     table["dilated right"] = [fine.correct[some].mean() for some in groups.values()]
     return table.rename(columns={"mean": "same"}).rename_axis("group").reset_index()
-
-
-def margin_matched_correct(predictions: Predictions) -> np.ndarray:
-    """Correct predictions that were as close a call as the mistakes: one for each mistake.
-
-    How close a call was is its margin: the largest logit minus the second largest. The images are
-    chosen so that the differences between the margins of mistakes and of their partners have the
-    smallest possible sum. No image is taken twice.
-
-    Returns:
-        Sorted indices of images: as many as there are mistakes, or all correct predictions if there
-        are fewer of those.
-    """
-    second, largest = np.sort(predictions.logits, axis=1)[:, -2:].T
-    margins = largest - second
-    correct = np.flatnonzero(predictions.correct)
-    wrong = np.flatnonzero(~predictions.correct)
-    differences = np.abs(margins[wrong][:, None] - margins[correct])
-    _, partners = scipy.optimize.linear_sum_assignment(differences)
-    return np.sort(correct[partners])
 
 
 def interpolated(coarse: Tensor) -> Tensor:

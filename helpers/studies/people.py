@@ -21,7 +21,6 @@ from helpers.support.files import as_path, project_root
 from helpers.support.intervals import bootstrap_interval, wilson_interval
 
 RESAMPLES = 1000
-NETWORKS = ("cifar10", "cifar10-narrow-0", "cifar10-narrow-1")
 
 
 def load_counts(path: Path, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -141,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         required=True,
         help="cifar10h-counts.npy of github.com/jcpeterson/cifar-10h: (10000, 10)",
     )
-    parser.set_defaults(networks=NETWORKS)
+    parser.set_defaults(networks=["cifar10", "cifar10-narrow-0", "cifar10-narrow-1"])
     args = parser.parse_args(argv)
     data = load_dataset(args.data, train_size=1, test_size=args.test_size)
     labels, classes = data.test.labels, data.classes

@@ -30,6 +30,7 @@ from helpers.training import TrainConfig, fit
 
 Run = tuple[int, str]  # seed and variant
 Call = tuple[Any, ...]  # a function, and its arguments after the study
+Variants = dict[str, dict[str, Any]]  # name -> what it changes in the recipe: {field: value}
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ def train_variants(
     argv: list[str] | None,
     study_name: str,
     recipe: TrainConfig,
-    changes: dict[str, dict[str, Any]],
+    changes: Variants,
     function: Callable[[Study, str, int, dict], dict[str, float]],
     **defaults: Any,
 ) -> None:
@@ -281,7 +282,7 @@ def train_variants(
         argv: options.
         study_name: its module's.
         recipe: its values are the defaults.
-        changes: {variant: {field: value}}, to the recipe.
+        changes: the variants that there are.
         function: makes a row of study, variant, seed and changes.
         **defaults: of the options; `variants` are those to train.
     """

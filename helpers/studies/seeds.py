@@ -5,14 +5,12 @@ one run after the other, seven minutes for all at once. An averaged copy of the 
 beside the last ones. The test images are used for scores alone: nothing is chosen by them.
 """
 
-from typing import Any
-
 from helpers.studies import runs
 from helpers.support.command import one_line_errors
 from helpers.training import TrainConfig
 
 RECIPE = TrainConfig(epochs=40, hole=12, degrees=0, alternate_flip=True, ema=0.999)
-VARIANTS: dict[str, dict[str, Any]] = {  # name -> what it changes
+VARIANTS: runs.Variants = {
     "the recipe": {},
     "no augmentation": {"padding": 0, "hole": 0, "flip": False},
 }

@@ -4,21 +4,19 @@
 16 channels, 40 epochs. With `--train-size 55000 --width 64` it is the same question on all of them.
 """
 
-from typing import Any
-
 from helpers.studies import runs
 from helpers.support.command import one_line_errors
 from helpers.training import TrainConfig
 
 TRAIN_SIZE = 10_000  # 5,000 of them are held out to score on
 RECIPE = TrainConfig(epochs=40, hole=0, degrees=0)
-STEPS: dict[str, dict[str, Any]] = {  # name -> what it changes
+STEPS: runs.Variants = {
     "padding, crop and flip": {},
     "no augmentation": {"padding": 0, "flip": False},
     "padding and crop": {"flip": False},
     "flip": {"padding": 0},
 }
-GUARDS: dict[str, dict[str, Any]] = {
+GUARDS: runs.Variants = {
     "with cutout": {"hole": 8},
     "with rotation": {"degrees": 7.0},
     "without label smoothing": {"label_smoothing": 0.0},

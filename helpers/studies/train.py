@@ -40,9 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     rank, _ = rank_and_world_size()
     if rank == 0:
-        write_atomically(
-            args.output / "history.csv", lambda file: history.to_csv(file, index=False)
-        )
+        table = args.output / "history.csv"
+        write_atomically(table, lambda file: history.to_csv(file, index=False))
         save_weights(model, args.output / "weights.pt", data.classes)
         print(f"weights and history are in {args.output}")
 
