@@ -78,11 +78,9 @@ def picture(ax: Axes, centre: Point, pixels: Array, title: str = "", **style: An
         style: of `Axes.imshow`.
     """
     (x, y), half = centre, 0.5
-    limits = ax.axis()
     ax.imshow(np.asarray(pixels), extent=(x - half, x + half, y - half, y + half), **style)
     frame = Rectangle((x - half, y - half), 1, 1, fill=False, edgecolor="0.25", zorder=0)
     ax.add_patch(frame)
-    ax.axis(limits)
     ax.text(x, y - half - 0.08, title, ha="center", va="top", fontsize=FONT_SIZE)
     return frame
 

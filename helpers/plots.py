@@ -8,7 +8,7 @@ that is 12 pixels. Five pictures in a row are enough.
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,12 +62,9 @@ def save_readme_figure(figure: Figure, name: str, dataset_name: str) -> Figure:
         The figure.
     """
     if dataset_name == "cifar10":
-        ending = Path(name).suffix[1:]
+        path = project_root() / "images" / name
         try:
-            write_atomically(
-                project_root() / "images" / name,
-                lambda file: figure.savefig(file, dpi=110, format=ending),
-            )
+            write_atomically(path, partial(figure.savefig, dpi=110, format=path.suffix[1:]))
         except OSError as error:
             warnings.warn(str(error), stacklevel=2)
     return figure

@@ -32,12 +32,6 @@ def _arc(
     return np.stack([centre + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
 
 
-def _arrow() -> np.ndarray:
-    right = [(0, -1), (0.75, -0.1), (0.25, -0.1), (0.25, 1)]
-    left = [(-0.25, 1), (-0.25, -0.1), (-0.75, -0.1)]
-    return np.array(right + left)
-
-
 def _crescent() -> np.ndarray:
     # The inner arc meets the outer one at its horns, 60 degrees up and down.
     outer = _arc(60, 300)
@@ -57,14 +51,11 @@ def _heart() -> np.ndarray:
     return np.stack([np.sin(t) ** 3, -y / 16], axis=1)
 
 
-def _star() -> np.ndarray:
-    radii = np.resize([1, 0.42], 10)
-    return _arc(0, 360, 10) * radii[:, None]
-
+ARROW = [(0, -1), (0.75, -0.1), (0.25, -0.1), (0.25, 1), (-0.25, 1), (-0.25, -0.1), (-0.75, -0.1)]
 
 # Contours of each class around the origin. A second contour is a hole.
 OUTLINES: dict[str, Contours] = {
-    "arrow": [_arrow()],
+    "arrow": [np.array(ARROW)],
     "circle": [_arc(0, 360)],
     "crescent": [_crescent()],
     "cross": [_cross()],
@@ -72,7 +63,7 @@ OUTLINES: dict[str, Contours] = {
     "hexagon": [_arc(0, 360, 6)],
     "ring": [_arc(0, 360), _arc(0, 360, radius=0.55)],
     "square": [_arc(0, 360, 4)],
-    "star": [_star()],
+    "star": [_arc(0, 360, 10) * np.resize([1, 0.42], (10, 1))],
     "triangle": [_arc(0, 360, 3)],
 }
 DISTRACTOR: Contours = [_arc(0, 360) * (1, 0.5)]
@@ -174,13 +165,12 @@ def generate(size: int, seed: int) -> dict[str, np.ndarray]:
     """
     generator = np.random.default_rng(seed)
     labels = np.arange(size) % len(CLASSES)
-    images: list[np.ndarray] = []
-    masks: list[np.ndarray] = []
+    drawn = []
     for label in labels.tolist():
         background, layers = draw_scene([label], generator)
-        images.append(_to_uint8(paint(background, layers)))
-        masks.append(layers[-1][0] >= 0.5)
-    return {"images": np.stack(images), "labels": labels, "masks": np.stack(masks)}
+        drawn.append((_to_uint8(paint(background, layers)), layers[-1][0] >= 0.5))
+    images, masks = map(np.stack, zip(*drawn))
+    return {"images": images, "labels": labels, "masks": masks}
 
 
 def generate_pairs(size: int, seed: int) -> dict[str, np.ndarray]:
@@ -195,18 +185,15 @@ def generate_pairs(size: int, seed: int) -> dict[str, np.ndarray]:
         bool, in the order of the labels.
     """
     generator = np.random.default_rng(seed)
-    images: list[np.ndarray] = []
-    all_labels: list[np.ndarray] = []
-    masks: list[np.ndarray] = []
-    while len(images) < size:
-        labels = generator.choice(len(CLASSES), 2, replace=False)
-        background, (_, *objects) = draw_scene(labels, generator)
+    drawn: list[tuple[np.ndarray, ...]] = []
+    while len(drawn) < size:
+        pair = generator.choice(len(CLASSES), 2, replace=False)
+        background, (_, *objects) = draw_scene(pair, generator)
         coverages = np.stack([coverage for coverage, _ in objects])
         if not coverages.prod(axis=0).any():
-            images.append(_to_uint8(paint(background, objects)))
-            all_labels.append(labels)
-            masks.append(coverages >= 0.5)
-    return {"images": np.stack(images), "labels": np.stack(all_labels), "masks": np.stack(masks)}
+            drawn.append((_to_uint8(paint(background, objects)), pair, coverages >= 0.5))
+    images, labels, masks = map(np.stack, zip(*drawn))
+    return {"images": images, "labels": labels, "masks": masks}
 
 
 def add_tag(images: np.ndarray, labels: np.ndarray, side: int = 5) -> tuple[np.ndarray, np.ndarray]:
