@@ -83,9 +83,7 @@ class GradCAM:
         """
         return as_heatmaps(self.evidence(images, classes), images.shape[-2:])
 
-    def evidence(
-        self, images: Tensor, classes: ClassNumbers = None, return_logits: bool = False
-    ) -> Any:
+    def evidence(self, images: Tensor, classes: ClassNumbers = None) -> Tensor:
         """Raw maps with a sign, at the resolution of the layer.
 
         The layer's channels are added up, each weighted by its mean gradient (equations 1 and 2 of
@@ -97,12 +95,10 @@ class GradCAM:
             classes: the class to explain: None for the predicted one, an int, or integers (N,), or
                 (N, K) for K classes of each image. K classes cost one forward pass and K backward
                 passes from the logits down to the layer.
-            return_logits: return the logits as well.
 
         Returns:
             (N, h, w), or (N, K, h, w) for classes (N, K); float32, in units of the logit, on the
-            device of the images. With `return_logits` a pair: these maps, and the logits
-            (N, num_classes) of the same forward pass.
+            device of the images.
 
         Raises:
             ValueError: images or classes have a wrong shape, type or range; the model returns no
@@ -118,10 +114,7 @@ class GradCAM:
             logits = self._logits(returned, len(images))
             numbers = as_class_numbers(classes, logits)
             maps = self._maps(kept, logits, numbers, inputs).to(images.device)
-            logits = logits.detach().float().to(images.device)
-        if numbers.ndim == 1:
-            maps = maps[:, 0]
-        return (maps, logits) if return_logits else maps
+        return maps[:, 0] if numbers.ndim == 1 else maps
 
     def _logits(self, returned: Any, count: int) -> Tensor:
         """The logits (N, num_classes) in what the model returned for so many images."""
