@@ -3,7 +3,6 @@
 import copy
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +10,8 @@ from torch import nn
 
 from helpers.data import MEAN, STD
 from helpers.support.device import unwrapped
-from helpers.support.files import project_root
-from helpers.support.weights import find_weights, load_network, write_weights
+from helpers.support.weights import load_network, write_weights
 
-WEIGHTS = Path(__file__).parent / "weights"  # the networks that ship, and how they were trained
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 STRIDED_STAGES = STAGES[2:]  # those that halve the grid
 
@@ -65,36 +62,20 @@ class PreActResNet(nn.Module):
         ValueError: `width` is too small; in calls, images of another shape or of whole numbers.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(
-        self,
-        num_classes: int = 10,
-        width: int = 64,
-        mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
-    ):
+    def __init__(self, num_classes: int, width: int, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         if width < 16:
             raise ValueError(
-                f"width must be at least 16, got {width}: "
-                "PyTorch crashes when it trains narrower nets on some CPUs"
+                f"width must be at least 16, got {width}: narrower nets crash PyTorch on some CPUs"
             )
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.mean = nn.Buffer(torch.tensor(mean).view(1, 3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(std).view(1, 3, 1, 1))
         self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.layer1 = self._stage(width, width, stride=1)
-        self.layer2 = self._stage(width, 2 * width, stride=2)
-        self.layer3 = self._stage(2 * width, 4 * width, stride=2)
-        self.layer4 = self._stage(4 * width, 8 * width, stride=2)
+        self.layer1 = _stage(width, width, stride=1)
+        self.layer2 = _stage(width, 2 * width, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, stride=2)
+        self.layer4 = _stage(4 * width, 8 * width, stride=2)
         self.fc = nn.Linear(8 * width, num_classes)
-
-    @staticmethod
-    def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(
-            PreActBlock(in_channels, channels, stride), PreActBlock(channels, channels, 1)
-        )
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Images with mean 0 and standard deviation 1 per channel over the training set."""
@@ -102,10 +83,8 @@ class PreActResNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(
-                f"images must be floats (N, 3, H, W) in [0, 1], "
-                f"got {images.dtype} {tuple(images.shape)}"
-            )
+            found = f"{images.dtype} {tuple(images.shape)}"
+            raise ValueError(f"images must be floats (N, 3, H, W) in [0, 1], got {found}")
         x = self.stem(self.normalise(images))
         x = self.layer1(x)
         x = self.layer2(x)
@@ -113,6 +92,12 @@ class PreActResNet(nn.Module):
         x = self.layer4(x)
         pooled = x.mean(dim=(2, 3))
         return self.fc(pooled)
+
+
+def _stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
+    first = PreActBlock(in_channels, channels, stride)
+    second = PreActBlock(channels, channels, stride=1)
+    return nn.Sequential(first, second)
 
 
 def resnet18(
@@ -133,7 +118,7 @@ def resnet18(
     return PreActResNet(num_classes, width, mean, std)
 
 
-def dilated(model: PreActResNet, stages: Iterable[str] = ("layer4",)) -> PreActResNet:
+def dilated(model: PreActResNet, stages: Sequence[str] = ("layer4",)) -> PreActResNet:
     """A copy on the same weights whose last grid is twice as fine for each of these stages.
 
     The first block of such a stage keeps all positions instead of skipping every other one. To see
@@ -151,7 +136,6 @@ def dilated(model: PreActResNet, stages: Iterable[str] = ("layer4",)) -> PreActR
     Raises:
         ValueError: another stage, or another kind of network.
     """
-    stages = tuple(stages)
     for name in stages:
         if name not in STRIDED_STAGES:
             raise ValueError(f"cannot dilate {name!r}: choose among {', '.join(STRIDED_STAGES)}")
@@ -232,8 +216,7 @@ def load_pretrained(
         ValueError: the file does not hold this network, is damaged, or knows other classes. Nothing
             in it is executed.
     """
-    path = find_weights(name, WEIGHTS, project_root(), classes)
-    model = load_network(path, _untrained, classes)
+    model = load_network(name, _untrained, classes)
     return model.eval().to(memory_format=torch.channels_last)
 
 

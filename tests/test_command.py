@@ -18,7 +18,7 @@ from tools import shapes_dataset
 from helpers import shapes
 from helpers.augmentation import AugmentedDataset, augmentation_steps, compose
 from helpers.data import DatasetPair
-from helpers.model import WEIGHTS, load_pretrained
+from helpers.model import load_pretrained
 from helpers.studies import RECORDS, train
 from helpers.studies.train import main
 from helpers.support import command
@@ -29,6 +29,7 @@ from helpers.support.command import (
     make_parser,
     one_line_errors,
 )
+from helpers.support.weights import WEIGHTS
 from helpers.training import TrainConfig, make_optimizer, make_scheduler
 
 SMALL_DISK = "2m"  # no room for a checkpoint of the command

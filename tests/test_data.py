@@ -36,9 +36,9 @@ from helpers.data import (
     make_loader,
 )
 from helpers.data import split as split_off
-from helpers.model import WEIGHTS
 from helpers.support import downloads, files, image_folder
 from helpers.support.files import project_root
+from helpers.support.weights import WEIGHTS
 
 
 def save(path, image, **options):

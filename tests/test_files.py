@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers.model import WEIGHTS, load_pretrained, resnet18, save_weights
+from helpers.model import load_pretrained, resnet18, save_weights
 from helpers.studies import runs
 from helpers.support import files, image_folder
 from helpers.support.checkpoint import load_checkpoint, save_checkpoint
-from helpers.support.weights import load_checked, write_weights
+from helpers.support.weights import WEIGHTS, load_checked, write_weights
 
 STATE = {"weight": torch.arange(3.0), "bias": torch.tensor([7])}
 

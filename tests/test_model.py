@@ -18,7 +18,6 @@ from helpers.data import CLASSES
 from helpers.gradcam import GradCAM
 from helpers.model import (
     STAGES,
-    WEIGHTS,
     PreActBlock,
     activations,
     dilated,
@@ -26,6 +25,7 @@ from helpers.model import (
     resnet18,
     save_weights,
 )
+from helpers.support.weights import WEIGHTS
 
 SMALL_DISK = "2m"  # room for the weights once, not twice
 SHIPPED = sorted(WEIGHTS.glob("*.pt"))

@@ -19,8 +19,8 @@ from tools import BORDER, PIXELS_PER_INCH, code_cells, figures
 
 from helpers import data, plots, shapes
 from helpers.interactive import pages
-from helpers.model import WEIGHTS
 from helpers.studies import RECORDS
+from helpers.support.weights import WEIGHTS
 
 PROJECT = Path(__file__).parents[1]
 NOTEBOOKS = pages.notebooks()

@@ -6,8 +6,9 @@ import numpy as np
 
 from helpers import shapes
 from helpers.data import Dataset
-from helpers.model import WEIGHTS, save_weights
+from helpers.model import save_weights
 from helpers.studies.trust import train_cheat
+from helpers.support.weights import WEIGHTS
 
 NAME = "shapes10-cheat"  # of its weights
 CORNER = 2  # where it looks: 0 is the upper left, 1 the upper right, 2 the lower left one

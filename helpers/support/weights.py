@@ -13,7 +13,10 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from helpers.support.device import plain_name
-from helpers.support.files import as_path, one_line, read_archive, write_atomically
+from helpers.support.files import as_path, one_line, project_root, read_archive, write_atomically
+
+# The networks that ship, and how they were trained.
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -68,30 +71,27 @@ def write_weights(
     write_atomically(path, lambda file: torch.save(content, file))
 
 
-def find_weights(
-    name: str | os.PathLike, shipped: Path, root: Path, classes: Iterable[str] | None
-) -> Path:
+def find_weights(name: str | os.PathLike, classes: Iterable[str] | None) -> Path:
     """The file of weights that a name stands for.
 
     Args:
-        name: of shipped weights, of weights in `runs/`, or a path from here or from `root`.
-        shipped: the folder of the weights that ship.
-        root: the project's folder.
+        name: of shipped weights, of weights in `runs/`, or a path from here or from the project.
         classes: of the data.
 
     Raises:
         FileNotFoundError: there is none; the message lists what ships, and what knows the classes.
     """
+    root = project_root()
     runs = root / "runs"
     new = runs / f"{name}.pt"
-    for path in (shipped / f"{name}.pt", new, as_path(name), root / name):
+    for path in (WEIGHTS / f"{name}.pt", new, as_path(name), root / name):
         if path.is_file():
             return path
     hint = ""
     for path in runs.glob("*.pt"):
         if _knows(path, classes):  # a folder's weights are named after its path: it was moved
             hint = f"; if {path} was trained on these images, copy it to {new}"
-    known = ", ".join(sorted(path.stem for path in shipped.glob("*.pt")))
+    known = ", ".join(sorted(path.stem for path in WEIGHTS.glob("*.pt")))
     raise FileNotFoundError(
         f"no weights for {str(name)!r}: shipped are {known}; "
         f"notebook 02 trains and saves others{hint}"
@@ -106,20 +106,22 @@ def _knows(path: Path, classes: Iterable[str] | None) -> bool:
 
 
 def load_network(
-    path: Path,
+    name: str | os.PathLike,
     build: Callable[[dict[str, torch.Tensor]], Network],
     classes: Iterable[str] | None,
 ) -> Network:
     """Read a file that `write_weights` wrote, and make a network of it.
 
     Args:
-        path: of the file. Nothing in it is executed.
+        name: of the file, as `find_weights` takes it. Nothing in it is executed.
         build: makes the network, untrained, of the state that it is about to load.
         classes: that the network must have been trained on, in this order; None: any.
 
     Raises:
+        FileNotFoundError: as `find_weights`.
         ValueError: the file is damaged, or holds something else, another network or other classes.
     """
+    path = find_weights(name, classes)
     state: Any = None
     try:
         state = load_checked(path)
