@@ -1,9 +1,9 @@
 """What the notebooks import, in the order in which one batch of images travels through it.
 
 data, shapes    images and labels as arrays; generated images with masks
+config          the settings of a training run, each with its unit and its range
 augmentation    changes images at random, with Albumentations
 model           the network, and a copy of it with a finer grid
-config          the settings of a training run, each with its unit and its range
 training        optimiser, learning rate, loss, the loop (`fit`)
 evaluation      predict once; accuracy, loss and confidence from the arrays
 gradcam         Grad-CAM: heatmaps and signed evidence

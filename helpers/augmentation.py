@@ -1,6 +1,5 @@
 """Change training images at random, anew in every epoch, with Albumentations."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import albumentations as A
@@ -8,6 +7,7 @@ import cv2
 import numpy as np
 import torch
 
+from helpers.config import TrainConfig
 from helpers.data import MEAN, SIZE, Dataset, channel_statistics
 from helpers.support.files import one_line
 
@@ -113,42 +113,40 @@ def compose(steps: dict[str, A.BasicTransform], seed: int | None = None) -> A.Co
 class AugmentedDataset(torch.utils.data.Dataset):
     """A data set whose images are changed at random each time they are taken.
 
+    Where `alternate_flip` is on, one half of them is mirrored in even epochs, the other half in odd
+    ones, instead of by chance. So any two epochs in a row show every image both ways (Jordan 2024,
+    arXiv:2404.00498).
+
     Args:
         dataset: left as it is; here `.dataset`.
-        alternate_flip: mirror one half of the images in even epochs, the other half in odd ones,
-            instead of drawing for each image. So any two epochs in a row show every image both ways
-            (Jordan 2024, arXiv:2404.00498).
-        stronger_classes: names of classes whose images are changed more, by STRONGER.
-        **steps: as `augmentation_steps` takes them; holes have the mean colour of these images.
+        config: its settings of the augmentation, from `padding` to `stronger_classes`; the latter
+            get STRONGER on top. Holes have the mean colour of these images.
 
     Raises:
         ValueError: a name in `stronger_classes` is no class.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        *,
-        alternate_flip: bool = False,
-        stronger_classes: Sequence[str] = (),
-        **steps: Any,
-    ):
-        for name in stronger_classes:
+    def __init__(self, dataset: Dataset, config: TrainConfig):
+        for name in config.stronger_classes:
             if name not in dataset.classes:
                 known = ", ".join(dataset.classes)
                 raise ValueError(f"no class {one_line(name)!r} in these data: choose among {known}")
         means, _ = channel_statistics(dataset.images)
-        fill = tuple(round(255 * mean) for mean in means)
-        usual = {"padding": 4, "hole": 8, "degrees": 7, "flip": True, "fill": fill}
-        plain: dict[str, Any] = usual | steps
-        self.alternate_flip = alternate_flip and plain["flip"]
-        plain["flip"] = plain["flip"] and not alternate_flip
-        stronger = plain | {name: plain[name] + more for name, more in STRONGER.items()}
+        usual: dict[str, Any] = {
+            "padding": config.padding,
+            "hole": config.hole,
+            "degrees": config.degrees,
+            "flip": config.flip and not config.alternate_flip,
+            "trivial": config.trivial,
+            "fill": tuple(round(255 * mean) for mean in means),
+        }
+        stronger = usual | {name: usual[name] + more for name, more in STRONGER.items()}
         stronger["hole"] = min(stronger["hole"], SIZE)
         self.dataset = dataset
-        self.pipeline = compose(augmentation_steps(**plain))
+        self.alternate_flip = config.flip and config.alternate_flip
+        self.pipeline = compose(augmentation_steps(**usual))
         self.stronger_pipeline = compose(augmentation_steps(**stronger))
-        self.stronger_labels = {dataset.classes.index(name) for name in stronger_classes}
+        self.stronger_labels = {dataset.classes.index(name) for name in config.stronger_classes}
         self.is_mirrored = np.zeros(len(dataset), dtype=bool)
 
     def __len__(self) -> int:

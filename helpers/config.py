@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
 
 from helpers.data import SIZE
 from helpers.support.settings import checked
@@ -37,12 +36,6 @@ class TrainConfig:
         for field in fields(self):
             value = checked(field, getattr(self, field.name), RANGES.get(field.name, {}))
             object.__setattr__(self, field.name, value)
-
-    @property
-    def augmentation(self) -> dict[str, Any]:
-        """The settings that `AugmentedDataset` takes."""
-        names = ("padding", "hole", "degrees", "flip", "trivial", "alternate_flip")
-        return {name: getattr(self, name) for name in (*names, "stronger_classes")}
 
     def image_size(self, epoch: int) -> int:
         """Side of the training images in this epoch (counted from 0), in pixels."""

@@ -150,7 +150,7 @@ def training_loader(train: Dataset, config: TrainConfig, device: torch.device) -
     """
     from helpers.augmentation import AugmentedDataset  # here: Albumentations takes half a second
 
-    augmented = AugmentedDataset(train, **config.augmentation)
+    augmented = AugmentedDataset(train, config)
     batch_size, sampler = share_batches(augmented, config.batch_size)
     return make_loader(augmented, batch_size, torch.Generator(), loader_workers(device), sampler)
 

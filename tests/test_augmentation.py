@@ -16,9 +16,11 @@ from helpers.augmentation import (
     augmentation_steps,
     compose,
 )
+from helpers.config import TrainConfig
 from helpers.data import CLASSES, Dataset, make_loader
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+MEAN_COLOUR = tuple(round(mean) for mean in IMAGE.mean((0, 1)).tolist())
 LEVELS = 16 + 7 * np.arange(32, dtype=np.uint8)
 RAMP = LEVELS[None, :, None].repeat(32, axis=0).repeat(3, axis=2)  # brighter to the right
 WAYS = augmentation.trivial_augment().transforms
@@ -242,7 +244,7 @@ def test_any_strengths_keep_shape_kind_and_the_image_given(strengths, seed):
 def crops(seed, num_workers, augmentation_seed=None):
     """The batches of two epochs, as bytes: random crops of 64 copies of one image."""
     copies = Dataset(IMAGE[None].repeat(64, 0), np.zeros(64, int), CLASSES)
-    dataset = AugmentedDataset(copies, hole=0, degrees=0, flip=False)
+    dataset = AugmentedDataset(copies, TrainConfig(hole=0, degrees=0, flip=False))
     if augmentation_seed is not None:
         dataset.seed(augmentation_seed)
     loader = make_loader(dataset, 16, torch.Generator().manual_seed(seed), num_workers)
@@ -310,10 +312,10 @@ def copies_in_three_classes():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_draws_are_those_of_one_pipeline_where_no_class_has_another(num_workers):
-    augmented = AugmentedDataset(copies_in_three_classes(), fill=CIFAR10_MEAN_COLOUR)
+    augmented = AugmentedDataset(copies_in_three_classes(), TrainConfig())
     augmented.seed(5)
     found = two_epochs(augmented, num_workers)
-    pipeline = compose(augmentation_steps(), seed=5)
+    pipeline = compose(augmentation_steps(fill=MEAN_COLOUR), seed=5)
     expected = two_epochs(OnePipeline(pipeline), num_workers)
     for (images, labels), (images_of_one, labels_of_one) in zip(found, expected, strict=True):
         assert torch.equal(images, images_of_one) and torch.equal(labels, labels_of_one)
@@ -326,21 +328,15 @@ def test_both_pipelines_are_seeded_and_serve_their_own_classes(num_workers, monk
 
     def once():
         stronger = (CLASSES[0], CLASSES[2])
-        dataset = AugmentedDataset(
-            copies_in_three_classes(),
-            padding=0,
-            hole=0,
-            degrees=0,
-            stronger_classes=stronger,
-            fill=(1, 2, 3),
-        )
+        config = TrainConfig(padding=0, hole=0, degrees=0, stronger_classes=stronger)
+        dataset = AugmentedDataset(copies_in_three_classes(), config)
         dataset.seed(5)
         return two_epochs(dataset, num_workers)
 
     first, again = once(), once()
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again))
     images, labels = (torch.cat(parts).numpy() for parts in zip(*first))
-    is_blank = (images == np.array([1, 2, 3])[:, None, None]).all((1, 2, 3))
+    is_blank = (images == np.array(MEAN_COLOUR)[:, None, None]).all((1, 2, 3))
     whole = [IMAGE, IMAGE[:, ::-1]]  # mirrored or not
     is_whole = np.any([(images == w.transpose(2, 0, 1)).all((1, 2, 3)) for w in whole], axis=0)
     assert not is_blank[labels == 1].any() and 0.3 < is_blank[labels != 1].mean() < 0.7
@@ -351,29 +347,28 @@ def test_both_pipelines_are_seeded_and_serve_their_own_classes(num_workers, monk
 
 def test_stronger_classes_get_more_of_each_strength_and_nothing_else_changes():
     dataset = copies_in_three_classes()
-    augmented = AugmentedDataset(dataset, stronger_classes=CLASSES[1:2], fill=(9, 9, 9))
+    augmented = AugmentedDataset(dataset, TrainConfig(stronger_classes=CLASSES[1:2]))
     plain, stronger = augmented.pipeline.transforms, augmented.stronger_pipeline.transforms
     assert [type(step) for step in plain] == [type(step) for step in stronger]
     assert (plain[0].padding, plain[2].hole_height_range, plain[3].limit) == (4, (8, 8), (-7, 7))
     assert (stronger[0].padding, stronger[2].hole_height_range) == (6, (12, 12))
-    assert stronger[3].limit == (-22, 22) and stronger[2].fill == plain[2].fill == (9, 9, 9)
+    assert stronger[3].limit == (-22, 22) and stronger[2].fill == plain[2].fill == MEAN_COLOUR
     assert augmented.stronger_labels == {1}
     with pytest.raises(ValueError, match="no class 'unicorn' in these data: choose among airpl"):
-        AugmentedDataset(dataset, stronger_classes=("unicorn",))
+        AugmentedDataset(dataset, TrainConfig(stronger_classes=("unicorn",)))
 
 
 def test_hole_has_the_mean_colour_of_the_data_at_hand():
     images = np.full((4, 32, 32, 3), (10, 20, 30), np.uint8)
     images[0] = 50, 60, 70
-    augmented = AugmentedDataset(Dataset(images, np.zeros(4, int), CLASSES), hole=32)
+    augmented = AugmentedDataset(Dataset(images, np.zeros(4, int), CLASSES), TrainConfig(hole=32))
     for pipeline in (augmented.pipeline, augmented.stronger_pipeline):
         assert pipeline.transforms[2].fill == (20, 30, 40)
 
 
 def test_alternating_flip_mirrors_one_half_and_then_the_other():
-    augmented = AugmentedDataset(
-        copies_in_three_classes(), padding=0, hole=0, degrees=0, alternate_flip=True
-    )
+    config = TrainConfig(padding=0, hole=0, degrees=0, alternate_flip=True)
+    augmented = AugmentedDataset(copies_in_three_classes(), config)
     seen = []
     for epoch in range(4):
         augmented.mirror_alternately(seed=7, epoch=epoch)
@@ -389,6 +384,6 @@ def test_alternating_flip_mirrors_one_half_and_then_the_other():
 
 @pytest.mark.parametrize("options", [{}, {"flip": False, "alternate_flip": True}])
 def test_without_alternating_flip_no_image_is_mirrored_by_the_epoch(options):
-    augmented = AugmentedDataset(copies_in_three_classes(), **options)
+    augmented = AugmentedDataset(copies_in_three_classes(), TrainConfig(**options))
     augmented.mirror_alternately(seed=0, epoch=1)
     assert not augmented.is_mirrored.any()

@@ -183,7 +183,7 @@ def test_settings_are_those_that_the_glossary_states(project):
 
 def test_training_changes_images_as_notebook_1_shows():
     data = shapes_dataset(10)
-    pipeline = AugmentedDataset(data, **TrainConfig().augmentation).pipeline
+    pipeline = AugmentedDataset(data, TrainConfig()).pipeline
     fill = pipeline.transforms[2].fill
     assert repr(pipeline) == repr(compose(augmentation_steps(fill=fill)))
 

@@ -75,7 +75,7 @@ def test_refusal_names_the_range_where_there_is_one():
 @pytest.mark.parametrize("values", [SMALLEST, LARGEST], ids=["smallest", "largest"])
 def test_the_ends_of_all_ranges_train(data, values):
     config = TrainConfig(**values | {"stronger_classes": ("ring",)})
-    train = AugmentedDataset(data, **config.augmentation)
+    train = AugmentedDataset(data, config)
     images = torch.stack([train[i][0] for i in range(len(train))])
     assert images.shape == (13, 3, 32, 32)
     gentle = replace(config, peak_lr=1e-3, weight_decay=0.0, batch_size=5)

@@ -384,7 +384,7 @@ def test_each_setting_of_the_augmentation_reaches_the_images(name, value):
     data, draws = shapes_dataset(100), []
     usual = training_loader(data, SMALL, CPU).dataset
     changed = training_loader(data, replace(SMALL, **{name: value}), CPU).dataset
-    expected = AugmentedDataset(data, **{name: value})
+    expected = AugmentedDataset(data, TrainConfig(**{name: value}))
     for dataset in (usual, changed, expected):
         assert dataset.dataset is data
         dataset.seed(1)

@@ -55,7 +55,7 @@ def train(study: runs.Study) -> pd.DataFrame:
         that is none.
     """
     # Refuses a name that is no class now, not in hours.
-    AugmentedDataset(study.train, **study.recipe.augmentation)
+    AugmentedDataset(study.train, study.recipe)
     unweighted: dict[str, Any] = {"stronger_classes": ()}
     _train_arms(study, range(WEIGHING_SEEDS), {Arm.RECIPE: unweighted})
     weighted = {"class_weights": class_weights(study)}
@@ -177,7 +177,7 @@ def taken_for_weak(study: runs.Study, model: nn.Module) -> float:
     if len(others) == 0:
         return float("nan")
     # Of the training images: holes in their colour.
-    augmented = AugmentedDataset(study.train, **study.recipe.augmentation)
+    augmented = AugmentedDataset(study.train, study.recipe)
     augmented.seed(0)
     images = [augmented.stronger_pipeline(image=image)["image"] for image in others.images]
     predictions = evaluation.predict(model, replace(others, images=np.stack(images)))
