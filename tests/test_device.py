@@ -120,7 +120,7 @@ def test_images_go_to_the_device_of_the_network():
     model = small_net().to("meta")
     assert to_device_of(model, EXAMPLE).device.type == "meta"
     assert to_device_of(small_net(), EXAMPLE) is EXAMPLE
-    assert to_device_of(lambda images: images, EXAMPLE) is EXAMPLE
+    assert to_device_of(torch.nn.ReLU(), EXAMPLE) is EXAMPLE
 
 
 @pytest.mark.parametrize("fails", ["at once", "in a pass"])

@@ -92,10 +92,9 @@ def plain_name(name: str) -> str:
     return re.sub(r"^(module\.|_orig_mod\.)+", "", name).replace("_orig_mod.", "")
 
 
-def to_device_of(model, images: torch.Tensor) -> torch.Tensor:
-    """The images on the device of the model's parameters; a plain function has none."""
-    parameters = list(model.parameters()) if hasattr(model, "parameters") else []
-    return images.to(parameters[0].device) if parameters else images
+def to_device_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The images on the device of the model's parameters, if it has any."""
+    return images.to(next(model.parameters(), images).device)
 
 
 @contextmanager

@@ -82,10 +82,8 @@ def read_image_folder(folder: Path, skip_damaged: bool) -> tuple[tuple[str, ...]
     classes = tuple(parts[0])
     labels = np.array([label for _, label in train + test])[kept]
     size = int((kept < len(train)).sum())
-    for part in (labels[:size], labels[size:]):
-        missing = set(range(len(classes))) - set(part)
-        if missing:
-            name = classes[min(missing)]
+    for number, name in enumerate(classes):
+        if number not in labels[:size] or number not in labels[size:]:
             raise ValueError(
                 f"{one_line(folder)}: no image of class {name!r} can be read: add some"
             )
