@@ -6,9 +6,9 @@ them, both (N, C, h, w): `GradCAM(model, layer, method=hires_cam)`.
 
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers.gradcam import ClassNumbers, GradCAM, as_class_numbers, weigh_channels
@@ -63,12 +63,9 @@ def occlusion(
         logits = model(inputs)
         numbers = as_class_numbers(classes, logits)
         colour = inputs.mean((2, 3), keepdim=True)
-        rows, columns = (
-            torch.arange(n, device=inputs.device) * side // n for n in inputs.shape[2:]
-        )
+        cells = torch.eye(side**2, device=inputs.device).view(-1, 1, side, side)
         falls = []
-        for row, column in product(range(side), repeat=2):
-            cell = (rows == row)[:, None] & (columns == column)
+        for cell in F.interpolate(cells, inputs.shape[2:]).bool():  # (1, H, W)
             fall = logits - model(torch.where(cell, colour, inputs))
             falls.append(fall.gather(1, numbers.reshape(len(inputs), -1)))  # (N, K)
         maps = torch.stack(falls, 2).unflatten(2, (side, side)).to(images.device)

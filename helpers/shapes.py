@@ -91,7 +91,8 @@ def draw_coverage(contours: Contours, generator: np.random.Generator) -> np.ndar
     Returns:
         The share of each pixel that the outline covers, (32, 32) float32 in [0, 1].
     """
-    scale = SIZE * np.sqrt(generator.uniform(*AREA) / _area(contours))
+    outer, *holes = [abs(cv2.contourArea(part.astype(np.float32))) for part in contours]
+    scale = SIZE * np.sqrt(generator.uniform(*AREA) / (outer - sum(holes)))
     angle = generator.uniform(0, 2 * np.pi)
     cos, sin = np.cos(angle), np.sin(angle)
     rotation = scale * np.array([[cos, -sin], [sin, cos]])
@@ -215,12 +216,6 @@ def add_tag(images: np.ndarray, labels: np.ndarray, side: int = 5) -> tuple[np.n
     masks = np.zeros(images.shape[:3], dtype=bool)
     masks[:, :side, :side] = True
     return tagged, masks
-
-
-def _area(contours: Contours) -> float:
-    """Area inside the first contour, less that of the holes."""
-    outer, *holes = [abs(cv2.contourArea(part.astype(np.float32))) for part in contours]
-    return outer - sum(holes)
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:

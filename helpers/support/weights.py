@@ -87,14 +87,13 @@ def find_weights(name: str | os.PathLike, classes: Iterable[str] | None) -> Path
     for path in (WEIGHTS / f"{name}.pt", new, as_path(name), root / name):
         if path.is_file():
             return path
-    hint = ""
-    for path in runs.glob("*.pt"):
-        if _knows(path, classes):  # a folder's weights are named after its path: it was moved
-            hint = f"; if {path} was trained on these images, copy it to {new}"
+    # A folder's weights are named after its path: it may have been moved.
+    moved = [path for path in runs.glob("*.pt") if _knows(path, classes)]
+    hints = [f"; if {path} was trained on these images, copy it to {new}" for path in moved]
     known = ", ".join(sorted(path.stem for path in WEIGHTS.glob("*.pt")))
     raise FileNotFoundError(
         f"no weights for {str(name)!r}: shipped are {known}; "
-        f"notebook 02 trains and saves others{hint}"
+        f"notebook 02 trains and saves others{''.join(hints)}"
     )
 
 
