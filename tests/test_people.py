@@ -38,10 +38,6 @@ def test_confusions_hold_a_row_for_each_pair_of_classes():
     assert table["network"].tolist() == [1, 1, 0, 1, 1, 0, 0, 1, 1]
 
 
-def test_the_diagonal_is_left_out():
-    assert people.off_diagonal(np.arange(9).reshape(3, 3)).tolist() == [[1, 2], [3, 5], [6, 7]]
-
-
 def confused(pairs, images=400):
     """Labels of four classes, and answers: most are right, the others are `pairs[label]`."""
     rng = np.random.default_rng(1)

@@ -21,11 +21,7 @@ from helpers import plots
 from helpers.interactive.widgets import as_png
 
 FOLDER = Path(__file__).parent
-SCRIPTS = {
-    "explorer": ("maps.js", "explorer.js"),
-    "game": ("maps.js", "game.js"),
-    "live": ("maps.js", "network.js", "live.js"),
-}
+SCRIPTS = {"explorer": ["explorer.js"], "game": ["game.js"], "live": ["network.js", "live.js"]}
 
 
 def embed(kind: str, data: dict[str, Any], still: Figure, alt: str) -> HTML:
@@ -47,7 +43,7 @@ def embed(kind: str, data: dict[str, Any], still: Figure, alt: str) -> HTML:
     }
     as_json = json.dumps(content, separators=(",", ":"))
     as_json = as_json.replace("<", "\\u003c")  # or a class called </script> would end the data
-    script = "".join(map(_read, SCRIPTS[kind]))
+    script = "".join(map(_read, ["maps.js", *SCRIPTS[kind]]))
     source = f"data:image/png;base64,{to_base64(as_png(still))}"
     return HTML(
         '<div class="alive" data-lm-suppress-shortcuts="true">'

@@ -3,7 +3,6 @@
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +55,7 @@ def explore(
     count = count or int(os.environ.get("WALKTHROUGH_IMAGES", IMAGES))
     count = min(count, 10 * IMAGES // len(classes)) // len(sets)
 
-    rows: list[dict[str, Any]] = []
+    rows: list[dict] = []
     parts = []
     for number, (images, answers) in enumerate(sets.values()):
         require_source(answers, model, images)
@@ -176,9 +175,7 @@ def still_figure(
     return plots.explanation_card(images[0], title, probabilities, dataset.classes, names, maps)
 
 
-def _rows(
-    set_number: int, predictions: Predictions, chosen: np.ndarray
-) -> Iterator[dict[str, Any]]:
+def _rows(set_number: int, predictions: Predictions, chosen: np.ndarray) -> Iterator[dict]:
     """What is known of each chosen image of a set."""
     for index in chosen:
         yield {

@@ -176,11 +176,10 @@ def _write(notebook: NotebookNode, name: str, folder: Path) -> None:
     target.write_text(EMPTY_HEADERS.sub("<td></td>", page), encoding="utf-8")
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     for linked in LINKED_FILES.findall("\n".join(texts)):
-        if not (ROOT / linked).is_file() or ".." in linked:  # dead, or leads out of the project
-            continue
         copy = folder / linked.removeprefix(".github/")  # hidden folders are not published
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / linked, copy)
+        if (ROOT / linked).is_file() and ".." not in linked:  # not dead, nor out of the project
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / linked, copy)
     print(target)
 
 

@@ -92,10 +92,13 @@ def upload(model: PreActResNet, classes: Sequence[str]) -> widgets.VBox | None:
     def show(change: dict[str, Any]) -> None:
         shown.value = b""
         note.value = ""
-        if not change["new"]:  # the upload was cleared
+        files = change["new"]
+        if not files:  # the upload was cleared
             return
+        # ipywidgets 8 gives a tuple of files, 7 a dictionary.
+        first = files[0] if isinstance(files, tuple) else next(iter(files.values()))
         try:
-            figure, verdict = explain_photo(model, _content(change["new"]), classes)
+            figure, verdict = explain_photo(model, first["content"], classes)
         except ValueError as error:
             note.value = f"<b>{html.escape(str(error))}</b>"
         else:
@@ -104,9 +107,3 @@ def upload(model: PreActResNet, classes: Sequence[str]) -> widgets.VBox | None:
 
     button.observe(show, "value")
     return widgets.VBox([button, note, shown])
-
-
-def _content(files: tuple | dict) -> bytes:
-    """The first file that was uploaded: ipywidgets 8 gives a tuple of files, 7 a dictionary."""
-    first = files[0] if isinstance(files, tuple) else next(iter(files.values()))
-    return first["content"]

@@ -14,7 +14,6 @@ from helpers.model import load_pretrained
 from helpers.plots import Array
 
 IMAGE = 760  # of the test images: a cat, which the network takes for a dog
-NAME = "mistake.png"
 WIDTH, HEIGHT = plots.WIDEST, 2.9  # of the picture, in inches
 LEFT, BOTTOM, SIDE, GAP = 0.12, 0.35, 1.92, 0.36  # of its panels, in inches
 
@@ -70,7 +69,7 @@ def main() -> None:
     maps = GradCAM(model).evidence(one.tensor(), [[said, actual]])[0].numpy()
     title = f"a {names[1]}, which the\nnetwork calls a {names[0]}"
     figure = draw_mistake(one.tensor()[0], title, names, maps)
-    plots.save_readme_figure(figure, NAME, data.name)
+    plots.save_readme_figure(figure, "mistake.png", data.name)
 
 
 if __name__ == "__main__":

@@ -35,12 +35,10 @@ def augmentation_playground(image: np.ndarray) -> widgets.VBox | Figure:
     if not has_front_end():
         return figure()
 
-    controls = {
-        "padding": widgets.IntSlider(value=4, max=12, description="padding"),
-        "hole": widgets.IntSlider(value=8, max=24, description="hole"),
-        "degrees": widgets.IntSlider(value=7, max=90, description="degrees"),
-        "flip": widgets.Checkbox(value=True, description="flip"),
-    }
+    controls: dict[str, Any] = {}
+    for name, value, most in (("padding", 4, 12), ("hole", 8, 24), ("degrees", 7, 90)):
+        controls[name] = widgets.IntSlider(value=value, max=most, description=name)
+    controls["flip"] = widgets.Checkbox(value=True, description="flip")
     again = widgets.Button(description="draw again")
     shown = widgets.Image(format="png")
 

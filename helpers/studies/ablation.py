@@ -10,7 +10,6 @@ ten passes of the whole network with one seed, by which the recipe of the weight
 """
 
 from helpers.studies import runs
-from helpers.support.command import one_line_errors
 from helpers.training import TrainConfig
 
 RECIPE = TrainConfig(epochs=10, image_sizes=(16,) * 4 + (24,) * 3 + (32,), hole=8, degrees=0)
@@ -46,7 +45,6 @@ def train_variant(study: runs.Study, variant: str, seed: int, changes: dict) -> 
     return runs.train_once(study, variant, seed, changes, keep)
 
 
-@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Train what the table lacks, and print mean and spread."""
     runs.train_variants(

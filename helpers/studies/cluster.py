@@ -48,8 +48,7 @@ def on_cluster(scheduler: str | None, shared: object) -> Iterator[None]:
             socket.create_connection((address.hostname, address.port), timeout=5).close()
             client = stack.enter_context(Client(scheduler, timeout=TIMEOUT_SECONDS))
             _prepare(client)
-            backend = parallel_config(backend="dask", client=client, scatter=[shared])
-            stack.enter_context(backend)
+            stack.enter_context(parallel_config(backend="dask", client=client, scatter=[shared]))
         except Exception as error:  # of many kinds: Dask, joblib and the network fail in their ways
             reason = one_line(error)
             message = f"no cluster to use at {scheduler} ({reason}): {HOW_TO_START}"
@@ -57,9 +56,8 @@ def on_cluster(scheduler: str | None, shared: object) -> Iterator[None]:
         try:
             yield
         except (CancelledError, KilledWorker) as error:
-            raise RuntimeError(
-                f"{one_line(error)}; what was done is in the table: run this again to go on"
-            ) from None
+            message = f"{one_line(error)}; what was done is in the table: run this again to go on"
+            raise RuntimeError(message) from None
 
 
 def _prepare(client: Any) -> None:

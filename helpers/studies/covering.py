@@ -21,7 +21,6 @@ from helpers.model import PreActResNet
 from helpers.similarity import derangement
 from helpers.studies.networks import cover_cells, logits_of, network_parser, write_rows
 from helpers.studies.trust import maps_of
-from helpers.support.command import one_line_errors
 from helpers.support.intervals import mean_intervals
 
 BLOCKS = 4  # in a row: as many as the last grid has cells
@@ -172,7 +171,6 @@ def cover(model: PreActResNet, dataset: Dataset) -> pd.DataFrame:
     return table.assign(accuracy=predictions.accuracy)
 
 
-@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Cover the blocks of each network's mistakes, and write the table."""
     write_rows(network_parser("covering").parse_args(argv), "covering", cover)

@@ -21,7 +21,6 @@ from helpers.similarity import derangement
 from helpers.studies import trust
 from helpers.studies.covering import close_calls
 from helpers.studies.networks import network_parser, write_rows
-from helpers.support.command import one_line_errors
 from helpers.support.intervals import hit_rates
 
 CONFIDENCES = (0, 0.5, 0.7, 0.85, 1)  # ends of the groups
@@ -115,7 +114,6 @@ def deletion(model: PreActResNet, images: Tensor, classes: np.ndarray) -> pd.Dat
     return trust.compare_orders(left, OWN).rename_axis("map").reset_index()
 
 
-@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Make one of the two tables."""
     parser = network_parser("finer_maps")

@@ -26,7 +26,6 @@ from helpers.model import PreActResNet
 from helpers.similarity import all_maps, same_minus_other
 from helpers.studies.covering import BLOCKS, logits_when_covered, mistakes_and_close_calls
 from helpers.studies.networks import logits_of, network_parser, write_rows
-from helpers.support.command import one_line_errors
 from helpers.support.intervals import mean_intervals
 
 PATCHWORKS = 30  # of each image, averaged
@@ -227,7 +226,6 @@ def compare(model: PreActResNet, test: Dataset) -> pd.DataFrame:
     return table.astype({"images": int})
 
 
-@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Compare the maps of each network, and write the table."""
     write_rows(network_parser("likeness").parse_args(argv), "likeness", compare)

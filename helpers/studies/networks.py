@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from helpers.data import Dataset, DatasetPair, load_dataset
 from helpers.model import PreActResNet, load_pretrained
+from helpers.support.command import one_line_errors
 from helpers.support.device import default_device, to_device_of
 from helpers.support.files import as_path, project_root, write_atomically
 
@@ -58,10 +59,14 @@ def cover_cells(images: Tensor, cells: Tensor, paint: Tensor) -> Tensor:
     return torch.where(interpolate(grid, images.shape[-2:]) > 0, paint, images)
 
 
+@one_line_errors()
 def write_rows(
     args: argparse.Namespace, study: str, measure: Callable[[PreActResNet, Dataset], pd.DataFrame]
 ) -> None:
-    """Measure each network on the test images, and write the rows of all as one table."""
+    """Measure each network on the test images, and write the rows of all as one table.
+
+    An error ends the command with one line.
+    """
     data = load_dataset(args.data, train_size=1, test_size=args.test_size)
     networks = load_networks(args, data)
     tables = {name: measure(model, data.test) for name, model in networks.items()}

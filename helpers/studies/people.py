@@ -75,12 +75,6 @@ def shares(counts: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> pd.
     return table.round({"count": 0}).astype({"count": int})
 
 
-def off_diagonal(matrix: np.ndarray) -> np.ndarray:
-    """A confusion matrix without its diagonal, (num_classes, num_classes - 1)."""
-    size = len(matrix)
-    return matrix[~np.eye(size, dtype=bool)].reshape(size, size - 1)
-
-
 def likeness(labels: np.ndarray, answers: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """How alike are the confusions of each two observers?
 
@@ -96,12 +90,13 @@ def likeness(labels: np.ndarray, answers: Mapping[str, np.ndarray]) -> pd.DataFr
     """
     rng = np.random.default_rng(0)
     actual = np.eye(answers[next(iter(answers))].shape[1])[labels]
+    off_diagonal = ~np.eye(actual.shape[1], dtype=bool)
     together = np.concatenate(list(answers.values()), axis=1)
 
     def mistakes(weights: np.ndarray | float = 1.0) -> np.ndarray:
         """Each observer's cells off the diagonal, (observers, num_classes, num_classes - 1)."""
         matrices = np.split((actual.T * weights) @ together, len(answers), axis=1)
-        return np.stack([off_diagonal(matrix) for matrix in matrices])
+        return np.stack(matrices)[:, off_diagonal].reshape(len(answers), len(off_diagonal), -1)
 
     def correlations(cells: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):  # who makes no mistakes is like nobody: NaN

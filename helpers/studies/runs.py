@@ -8,7 +8,6 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from helpers.evaluation import predict
 from helpers.model import PreActResNet, load_pretrained, resnet18, save_weights
 from helpers.studies.cluster import WORKER_COMMAND, on_cluster
 from helpers.support import files
-from helpers.support.command import add_arguments, config_from_args, make_parser
+from helpers.support.command import add_arguments, config_from_args, make_parser, one_line_errors
 from helpers.support.loader import require_images
 from helpers.support.weights import write_weights
 from helpers.training import TrainConfig, fit
@@ -57,7 +56,7 @@ class Study:
     seeds: int
     jobs: int = 1
 
-    @cached_property
+    @property
     def settings(self) -> dict[str, int | str]:
         """What must be the same for all rows of a table, as its columns hold it."""
         named: dict[str, Any] = {"epochs": 1, "image_sizes": (32,), "stronger_classes": ()}
@@ -268,6 +267,7 @@ def train_and_test(study: Study, variant: str, seed: int, changes: dict) -> dict
     }
 
 
+@one_line_errors()
 def train_variants(
     argv: list[str] | None,
     study_name: str,
@@ -277,6 +277,8 @@ def train_variants(
     **defaults: Any,
 ) -> None:
     """The command of a study: train the variants that the table lacks; print mean and spread.
+
+    An error ends it with one line.
 
     Args:
         argv: options.

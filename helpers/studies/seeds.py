@@ -6,7 +6,6 @@ beside the last ones. The test images are used for scores alone: nothing is chos
 """
 
 from helpers.studies import runs
-from helpers.support.command import one_line_errors
 from helpers.training import TrainConfig
 
 RECIPE = TrainConfig(epochs=40, hole=12, degrees=0, alternate_flip=True, ema=0.999)
@@ -16,7 +15,6 @@ VARIANTS: runs.Variants = {
 }
 
 
-@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Train what the table lacks, and print mean and spread."""
     defaults = {"variants": ["the recipe"], "width": 64, "seeds": 5, "validation_size": 0}

@@ -5,7 +5,6 @@
 """
 
 from helpers.studies import runs
-from helpers.support.command import one_line_errors
 from helpers.training import TrainConfig
 
 TRAIN_SIZE = 10_000  # 5,000 of them are held out to score on
@@ -25,7 +24,6 @@ GUARDS: runs.Variants = {
 VARIANTS = STEPS | GUARDS
 
 
-@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
     """Train what the table lacks, and print mean and spread."""
     defaults = {"variants": list(STEPS), "width": 16, "train_size": TRAIN_SIZE}

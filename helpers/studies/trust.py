@@ -269,12 +269,6 @@ def tint(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray
 MARKS: dict[str, Mark] = {"tag": shapes.add_tag, "tag in any corner": tag_in_a_corner, "tint": tint}
 
 
-def touched(masks: np.ndarray, blocks: int = 4) -> np.ndarray:
-    """Whether each block of an image touches the object, (N, H, W) -> (N, blocks * blocks) bool."""
-    size = masks.shape[-1] // blocks
-    return max_pool2d(torch.from_numpy(masks).float(), size).flatten(1).numpy() > 0
-
-
 def peak_on(maps: Tensor, masks: np.ndarray, blocks: int = 4) -> float:
     """The share of maps whose largest cell lies in a block that touches the mask.
 
@@ -283,9 +277,9 @@ def peak_on(maps: Tensor, masks: np.ndarray, blocks: int = 4) -> float:
         masks: (N, H, W) bool.
         blocks: along a side of the image; 2 makes quarters of it.
     """
-    largest_of_block = max_pool2d(maps, maps.shape[-1] // blocks)
-    number = largest_of_block.flatten(1).argmax(1).numpy()
-    return float(touched(masks, blocks)[np.arange(len(number)), number].mean())
+    touched = max_pool2d(torch.from_numpy(masks).double(), masks.shape[-1] // blocks).flatten(1)
+    largest_of_block = max_pool2d(maps, maps.shape[-1] // blocks).flatten(1)
+    return float(touched[torch.arange(len(maps)), largest_of_block.argmax(1)].mean())
 
 
 def score(model: PreActResNet, mark: Mark, one: Dataset) -> dict[str, float]:
