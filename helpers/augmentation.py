@@ -30,7 +30,7 @@ def augmentation_steps(
     Args:
         padding: pixels mirrored around the image before a window of the old size is cropped, so
             that it moves by up to `padding` pixels; 0 leaves the step out, here and below.
-        hole: side in pixels of one square of a single colour, in half of the images.
+        hole: side in pixels of one square of a single colour, in half of the images (cutout).
         degrees: largest rotation to either side, in 30 % of the images; corners are mirrored.
         flip: mirror half of the images left to right.
         trivial: first change each image in one way of fourteen (TrivialAugment).

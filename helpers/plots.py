@@ -166,7 +166,7 @@ def schedule(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def confusion_heatmap(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     """The mistakes of a confusion matrix as numbers and colours; the diagonal is left blank.
 
     More than `MOST_ROWS` classes have colours without numbers, and names as far as they fit.

@@ -100,7 +100,7 @@ SCORES = pd.DataFrame({"mean": [0.5] * 3, "from": [0.4] * 3, "to": [0.7] * 3})
 FIGURES = {
     "image_grid": lambda a: plots.image_grid(IMAGES, a, row_labels=a),
     "lines": lambda a: plots.lines([1, 2], dict.fromkeys(a, [0, 1]), a[0], a[1], {a[2]: 0.5}),
-    "confusion_heatmap": lambda a: plots.confusion_heatmap(MATRIX, a),
+    "confusion_matrix": lambda a: plots.confusion_matrix(MATRIX, a),
     "intervals": lambda a: plots.intervals(
         {a[0]: SCORES.set_axis(a), a[1]: SCORES.set_axis([(a[0], n) for n in a])}
     ),

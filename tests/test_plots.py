@@ -53,7 +53,7 @@ def label_texts(legend):
 DRAWN = {
     "image_grid": lambda: plots.image_grid(IMAGES, ["a"] * 3),
     "lines": lambda: plots.lines([1, 2], {"a": [0, 1]}, "x", "y"),
-    "confusion_heatmap": lambda: plots.confusion_heatmap(MATRIX, ("a", "b", "c")),
+    "confusion_matrix": lambda: plots.confusion_matrix(MATRIX, ("a", "b", "c")),
     "feature_maps": lambda: plots.feature_maps({"stem": RAW}, IMAGES[0]),
     "schedule": lambda: plots.schedule(HISTORY.assign(learning_rate=[0.1, 0.0])),
     "heatmap_rows": lambda: plots.heatmap_rows(IMAGES, ["a"] * 3, {"heat": HEAT}, {"raw": RAW}),
@@ -86,7 +86,7 @@ def test_type_can_be_read_from_the_back_row(draw):
 
 def test_texts_are_drawn_as_they_stand_and_never_as_formulas(tmp_path):
     names = [r"$\frac$", "$a_b$", r"\$5"]
-    figure = plots.confusion_heatmap(MATRIX, names)
+    figure = plots.confusion_matrix(MATRIX, names)
     figure.savefig(tmp_path / "plain.png", dpi=60)
     escaped = [name.replace("$", r"\$") for name in names[:2]]  # as matplotlib asks for
     with_formulas = Figure(figsize=(3, 1))
@@ -210,8 +210,8 @@ def test_no_series_is_dropped_in_silence():
     assert label_texts(figure.axes[0].get_legend() or figure.legends[0]) == list("abcde")
 
 
-def test_confusion_heatmap_writes_and_colours_the_mistakes_and_leaves_the_diagonal_blank():
-    figure = plots.confusion_heatmap(MATRIX, ("a", "b", "c"))
+def test_confusion_matrix_writes_and_colours_the_mistakes_and_leaves_the_diagonal_blank():
+    figure = plots.confusion_matrix(MATRIX, ("a", "b", "c"))
     ax = figure.axes[0]
     assert [text.get_text() for text in ax.texts] == ["1", "1", "0", "0", "30", "0"]
     mesh = ax.collections[0]
@@ -226,10 +226,10 @@ def test_confusion_heatmap_writes_and_colours_the_mistakes_and_leaves_the_diagon
 
 
 @pytest.mark.parametrize("classes, numbers", [(2, 2), (20, 380), (21, 0), (40, 0), (200, 0)])
-def test_confusion_heatmap_of_many_classes_has_no_numbers_and_names_that_do_not_touch(
+def test_confusion_matrix_of_many_classes_has_no_numbers_and_names_that_do_not_touch(
     classes, numbers
 ):
-    figure = plots.confusion_heatmap(np.eye(classes, dtype=int), [f"c{i}" for i in range(classes)])
+    figure = plots.confusion_matrix(np.eye(classes, dtype=int), [f"c{i}" for i in range(classes)])
     ax = figure.axes[0]
     assert len(ax.texts) == numbers
     figure.draw_without_rendering()
@@ -277,7 +277,7 @@ def test_long_names_lose_their_middle_and_leave_room_for_the_figure():
     table = pd.DataFrame({"mean": [0.4, 0.5], "from": 0, "to": 1}, names)
     pictures = np.zeros((10, 4, 4, 3), np.uint8)
     for figure in (
-        plots.confusion_heatmap(np.eye(2, dtype=int), names),
+        plots.confusion_matrix(np.eye(2, dtype=int), names),
         plots.intervals({"recall": table}),
         plots.image_grid(pictures, row_labels=names, scale=1.1),
     ):
