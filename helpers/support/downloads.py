@@ -50,9 +50,8 @@ def cifar10_or_shapes10(root: Path) -> str:
     Args:
         root: the folder for data sets.
     """
-    if (root / UNPACKED).is_dir() or (root / "cifar10").is_dir():
-        return "cifar10"
-    reason = download_or_reason(root)
+    is_here = (root / UNPACKED).is_dir() or (root / "cifar10").is_dir()
+    reason = "" if is_here else download_or_reason(root)
     if not reason:
         return "cifar10"
     print(f"*** Using Shapes-10, generated images, because {reason}. ***")

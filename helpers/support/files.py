@@ -158,7 +158,7 @@ def read_archive(path: str | os.PathLike) -> io.BytesIO:
 
 
 @contextmanager
-def exclusive_lock(path: str | os.PathLike) -> Iterator[None]:
+def exclusive_lock(path: Path) -> Iterator[None]:
     """Keep other processes away from a file for as long as this lasts.
 
     The operating system releases the lock on `<path>.lock` however its process ends; the empty
@@ -171,7 +171,6 @@ def exclusive_lock(path: str | os.PathLike) -> Iterator[None]:
         BlockingIOError: another process holds the lock.
         OSError: the folder cannot be written to.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:

@@ -247,10 +247,10 @@ def _fingerprint(samples: list[Sample]) -> str:
 
 def _read_cache(path: Path, key: str) -> tuple[np.ndarray, np.ndarray] | None:
     """The cached images and their numbers; None where they are damaged, or those of other files."""
-    with suppress(Exception):  # which one depends on where the file is damaged
-        with np.load(files.read_archive(path)) as file:
-            if str(file["key"]) == key:
-                return file["images"], file["kept"]
+    # Which exception it is depends on where the file is damaged.
+    with suppress(Exception), np.load(files.read_archive(path)) as file:
+        if str(file["key"]) == key:
+            return file["images"], file["kept"]
     return None
 
 
