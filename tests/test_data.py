@@ -621,12 +621,12 @@ def assert_is_cifar10(pair, files):
 def test_download_is_unpacked_and_not_repeated(
     tmp_path, monkeypatch, mirror, cifar10, archive, name
 ):
-    monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path))
+    monkeypatch.setenv("WALKTHROUGH_ROOT", str(tmp_path / "new"))
     mirror.body, mirror.headers = archive, {"Content-Length": len(archive)}
     assert_is_cifar10(load_dataset(name), cifar10)
     assert_is_cifar10(load_dataset(name), cifar10)
     assert mirror.requested_paths == ["/mirrored.tar.gz"]
-    assert [p.name for p in (tmp_path / "data").iterdir()] == ["cifar-10-batches-py"]
+    assert [p.name for p in (tmp_path / "new" / "data").iterdir()] == ["cifar-10-batches-py"]
 
 
 @pytest.mark.parametrize("name", ["auto", "cifar10"])
