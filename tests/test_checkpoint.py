@@ -26,7 +26,8 @@ def data():
 
 def session_of(seed=0, epochs=0, config=SMALL):
     """A session that has come so far, or looks so."""
-    session = Session(TrainingState(small_net(seed), config, 3, CPU), IDENTITY, CPU)
+    state = TrainingState(small_net(seed), config, 3, CPU)
+    session = Session(state, IDENTITY, CPU, None, None, False)
     session.history = [{"epoch": number + 1} for number in range(epochs)]
     return session
 

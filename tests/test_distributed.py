@@ -471,7 +471,7 @@ def test_checkpoint_of_another_number_of_processes_is_refused(monkeypatch, tmp_p
     for world_size in (there, here):
         enrol(monkeypatch, 0, world_size)
         state = TrainingState(small_net(), SMALL, 4, CPU)
-        sessions.append(Session(state, {"setting": 1}, CPU))
+        sessions.append(Session(state, {"setting": 1}, CPU, None, None, False))
     saved, resumed = sessions
     save_checkpoint(path, saved.identity, saved)
     if there == here:

@@ -148,7 +148,7 @@ def test_one_process_shows_a_bar_with_loss_and_accuracy_so_far(monkeypatch, rank
     labels = torch.arange(12) % 3
     logits = torch.eye(3)[labels][:, [0, 1, 2]]
     state = TrainingState(small_net(), SMALL, 12, CPU)
-    with Session(state, IDENTITY, CPU) as session:
+    with Session(state, IDENTITY, CPU, None, None, False) as session:
         for label in session.batches(list(labels.split(1))):
             # Two of three are right, and their losses are 0, 1, 2, 0, 1, ...
             given = logits[:1] if label == 2 else logits[label]

@@ -61,9 +61,9 @@ class Session:
         state: Any,
         identity: dict,
         device: torch.device,
-        checkpoint: str | os.PathLike | None = None,
-        log: Callable[[dict], object] | None = None,
-        compile: bool = False,
+        checkpoint: str | os.PathLike | None,
+        log: Callable[[dict], object] | None,
+        compile: bool,
     ):
         self.state = state
         rank, self.world_size = distributed.rank_and_world_size()
