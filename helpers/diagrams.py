@@ -13,7 +13,6 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from helpers.plots import COLOURS, HEATMAP_COLOURS, SIGNED_COLOURS, Array
 
-FONT_SIZE = 10
 PALE = 0.18  # opacity of a box
 
 Point: TypeAlias = tuple[float, float]  # (x, y) in inches from a canvas's lower left corner
@@ -47,7 +46,7 @@ def box(
     edge, face = COLOURS[colour], (*COLOURS[colour], PALE)
     patch = FancyBboxPatch(corner, width, height, edgecolor=edge, facecolor=face, **style)
     ax.add_patch(patch)
-    ax.text(*centre, text, ha="center", va="center", fontsize=FONT_SIZE)
+    ax.text(*centre, text, ha="center", va="center")
     return patch
 
 
@@ -81,7 +80,7 @@ def picture(ax: Axes, centre: Point, pixels: Array, title: str = "", **style: An
     ax.imshow(np.asarray(pixels), extent=(x - half, x + half, y - half, y + half), **style)
     frame = Rectangle((x - half, y - half), 1, 1, fill=False, edgecolor="0.25", zorder=0)
     ax.add_patch(frame)
-    ax.text(x, y - half - 0.08, title, ha="center", va="top", fontsize=FONT_SIZE)
+    ax.text(x, y - half - 0.08, title, ha="center", va="top")
     return frame
 
 
@@ -101,7 +100,7 @@ def augmentation(steps: Mapping[str, float]) -> Figure:
         if name in steps:
             share = round(100 * steps[name])
             often = "every\nimage" if steps[name] == 1 else f"{share} % of the\nimages"
-            ax.text(x, 0.27, often, ha="center", va="center", fontsize=FONT_SIZE)
+            ax.text(x, 0.27, often, ha="center", va="center")
     arrows(ax, *boxes)
     return figure
 
@@ -126,7 +125,7 @@ def gradcam(image: Array, channels: Array, logit: float, raw: Array, heat: Array
         picture(ax, (4.05 + 0.2 * i, 3.35 - 0.15 * i), channel, norm=one_scale, **signed)
     stack = Rectangle((3.5, 2.55), 1.5, 1.3, visible=False)
     ax.add_patch(stack)
-    ax.text(4.25, 4.1, f"channels of {len(raw)} × {len(raw)} cells", ha="center", fontsize=10)
+    ax.text(4.25, 4.1, f"channels of {len(raw)} × {len(raw)} cells", ha="center")
     average = box(ax, (6.2, 3.2), "average of each\nchannel, times the\nclass's weights", 1.4, 0.8)
     score = box(ax, (8.2, 3.2), f"logit of\nthe class\n{logit:.2f}", 1.1, 0.8, colour=2)
     arrows(ax, whole, stages, stack, average, score)
@@ -157,12 +156,12 @@ def dilation(row: np.ndarray, first: np.ndarray, second: np.ndarray) -> Figure:
     figure, ax = canvas(8.9, 3.1)
     heights = {2.45: "row", 1.45: "after the\nfirst filter", 0.45: "after the\nsecond filter"}
     for y, name in heights.items():
-        ax.text(0.05, y, name, va="center", fontsize=FONT_SIZE)
+        ax.text(0.05, y, name, va="center")
     for left, title, kept in (
         (1.3, "original: every other position is skipped", range(0, 8, 2)),
         (5.35, "dilated: all are kept, neighbours are two apart", range(8)),
     ):
-        ax.text(left + 1.7, 2.98, title, ha="center", va="top", fontsize=FONT_SIZE)
+        ax.text(left + 1.7, 2.98, title, ha="center", va="top")
         x = left + 0.48 * np.arange(8)
         for i in range(8):
             _number(ax, (x[i], 2.45), row[i], (0.35, 0.35, 0.35))
@@ -177,7 +176,7 @@ def dilation(row: np.ndarray, first: np.ndarray, second: np.ndarray) -> Figure:
 
 def _number(ax: Axes, centre: tuple[float, float], value: float, colour: tuple[float, ...]) -> None:
     ax.plot(*centre, "o", markersize=22, markerfacecolor="white", color=colour, markeredgewidth=2)
-    ax.text(*centre, f"{value:g}", ha="center", va="center", fontsize=FONT_SIZE)
+    ax.text(*centre, f"{value:g}", ha="center", va="center")
 
 
 def residual_block() -> Figure:
@@ -194,9 +193,8 @@ def residual_block() -> Figure:
         boxes.append(box(ax, (right - width / 2, 0.55), text, width, colour=colour))
     arrows(ax, *boxes)
     arrows(ax, boxes[0], boxes[-2], color=COLOURS[1], connectionstyle="bar,fraction=-0.12")
-    label = "the shortcut: x as it is"
-    ax.text(4, 1.5, label, ha="center", va="bottom", fontsize=FONT_SIZE)
-    ax.text(right - 1.7, 0.9, "added", ha="center", va="bottom", fontsize=FONT_SIZE)
+    ax.text(4, 1.5, "the shortcut: x as it is", ha="center", va="bottom")
+    ax.text(right - 1.7, 0.9, "added", ha="center", va="bottom")
     return figure
 
 
@@ -221,7 +219,7 @@ def network(shapes: Mapping[str, tuple[int, int]], classes: int) -> Figure:
         parts.append(square)
         texts = {2.2: f"{channels} channels\n{side} × {side}", 0.5: part}
         for y, text in texts.items():
-            ax.text(x, y, text, ha="center", va="center", fontsize=FONT_SIZE)
+            ax.text(x, y, text, ha="center", va="center")
         x += step
     ends = {
         "average of\neach channel": f"{channels}\nnumbers",
@@ -229,7 +227,7 @@ def network(shapes: Mapping[str, tuple[int, int]], classes: int) -> Figure:
     }
     for name, text in ends.items():
         parts.append(box(ax, (x, middle), text, 0.8, colour=1))
-        ax.text(x, 0.5, name, ha="center", va="center", fontsize=FONT_SIZE)
+        ax.text(x, 0.5, name, ha="center", va="center")
         x += step
     arrows(ax, *parts)
     return figure
@@ -240,7 +238,7 @@ def fair_comparison() -> Figure:
     figure, ax = canvas(8.7, 2.2)
     rows = {1.65: ("the claim", "image i", 0), 0.55: ("the null", "another\nmistake, j", 1)}
     for y, (name, owner, colour) in rows.items():
-        ax.text(0.05, y, name, va="center", fontsize=FONT_SIZE, style="italic")
+        ax.text(0.05, y, name, va="center", style="italic")
         steps = {f"difference map\nof {owner}": colour, "its top cell": colour}
         steps |= {"cover this cell\nof image i": 7, "does it say the\nactual class?": 2}
         boxes = [
