@@ -123,6 +123,7 @@ def test_trivial_augment_takes_one_of_fourteen_ways_at_a_strength_drawn_anew():
 STILL, FACTOR = {"x": (0, 0), "y": (0, 0)}, (0.01, 1.99)
 WIDE = [
     *({"limit": (-135, 135)}, {"num_bits": (2, 8)}, {"threshold_range": (0, 1)}),
+    {"alpha": (0, 1), "lightness": (1, 1)},
     *({"shear": STILL | {axis: (-45, 45)}, "translate_px": STILL} for axis in "xy"),
     *({"shear": STILL, "translate_px": STILL | {axis: (-32, 32)}} for axis in "xy"),
     {"brightness": FACTOR, "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)},

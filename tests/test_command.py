@@ -9,15 +9,17 @@ import tokenize
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import albumentations as A
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tools import shapes_dataset
+from tools import code_cells, shapes_dataset
 
 from helpers import shapes
-from helpers.augmentation import AugmentedDataset, augmentation_steps, compose
-from helpers.data import DatasetPair
+from helpers.augmentation import AugmentedDataset
+from helpers.data import SIZE, DatasetPair
 from helpers.model import load_pretrained
 from helpers.studies import RECORDS, train
 from helpers.studies.train import main
@@ -177,15 +179,21 @@ def test_settings_are_those_that_the_glossary_states(project):
     probabilities = r"a probability of ([\d.]+) for the right class and ([\d.]+) for each other one"
     right, wrong = map(float, re.search(probabilities, readme).groups())
     config = TrainConfig()
-    assert config.weight_decay == float(share)
+    assert config.weight_decay == float(share) and config.image_sizes == (SIZE,)
     assert config.label_smoothing == pytest.approx(1 - right + wrong)
 
 
-def test_training_changes_images_as_notebook_1_shows():
+def test_training_changes_images_as_notebook_1_does(project):
     data = shapes_dataset(10)
     pipeline = AugmentedDataset(data, TrainConfig()).pipeline
-    fill = pipeline.transforms[2].fill
-    assert repr(pipeline) == repr(compose(augmentation_steps(fill=fill)))
+    mean_colour = tuple(data.images.mean(axis=(0, 1, 2)).round().astype(int).tolist())
+    space = {"A": A, "cv2": cv2, "mean_colour": mean_colour}
+    for cell in code_cells(project / "notebooks" / "01_data_augmentation.ipynb"):
+        for name in ("pad", "crop", "side", "hole", "rotate", "flip"):
+            for line in re.findall(rf"^{name} = .*(?:\n .*|\n\))*", cell.source, re.MULTILINE):
+                exec(line, space)
+    steps = [space[name] for name in ("pad", "crop", "hole", "rotate", "flip")]
+    assert list(map(repr, pipeline.transforms)) == list(map(repr, steps))
 
 
 def test_parser_has_the_options_that_all_commands_share(monkeypatch):

@@ -31,9 +31,12 @@ def fresh(monkeypatch):
 
 
 def play(monkeypatch, kind):
-    """Have PyTorch find this GPU."""
-    found = kind and torch.device(kind)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: found)
+    """Have PyTorch, which was built for CUDA, find this GPU."""
+
+    def find(check_available=False):
+        return kind and torch.device(kind) if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", find)
 
 
 @pytest.mark.parametrize("kind", [None, "cuda", "xpu", "mps"])

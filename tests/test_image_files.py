@@ -162,6 +162,7 @@ def test_one_line_can_be_printed_anywhere():
         one_line(OSError("a\n b\tc \0\x1b[2J")) == "a b c [2J"
         and one_line(OSError()) == "OSError()"
     )
+    assert one_line("a" * 300) == "a" * 300 and " ... " in one_line("a" * 301)
     assert one_line("Zoë \udce9") == "Zoë \\udce9" and one_line("Zoë", "ascii") == "Zo\\xeb"
 
 

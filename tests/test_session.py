@@ -159,6 +159,15 @@ def test_one_process_shows_a_bar_with_loss_and_accuracy_so_far(monkeypatch, rank
     assert bar.options.get("disable") == (None if rank == 0 else True)
 
 
+def test_losses_are_added_up_to_more_digits_than_those_of_a_batch():
+    state = TrainingState(small_net(), SMALL, 2, CPU)
+    logits, label = torch.eye(10)[:1], torch.tensor([0])
+    with Session(state, IDENTITY, CPU, None, None, False) as session:
+        for loss in (2.0**24, 1.0):  # float32 has no number for their sum
+            session.after_batch(torch.tensor(loss), logits, label)
+        assert session.mean_scores() == ((2**24 + 1) / 2, 1)
+
+
 # ---- One run at a time, and runs that are killed
 
 

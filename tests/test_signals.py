@@ -94,6 +94,7 @@ def test_ctrl_c_while_an_epoch_is_scored_or_logged_ends_after_it(data, tmp_path)
         log = lambda row: logged.append(row) or press_ctrl_c()  # noqa: E731
         fit(small_net(), data, None, SMALL, CPU, tmp_path / "run.pt", log=log)
     assert len(logged) == 1 and len(load_state(tmp_path / "run.pt")["history"]) == 1
+    assert not (tmp_path / "run.pt.previous").exists()  # it was not written twice
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
