@@ -367,6 +367,27 @@ def test_names_that_sort_the_classes_leave_them_mixed(tmp_path, name):
     assert levels(pair.train) == levels(again.train)
 
 
+@pytest.mark.parametrize(("run", "is_kept"), [(3, True), (5, False)])
+def test_names_are_followed_where_classes_change_half_as_often_as_at_random(tmp_path, run, is_kept):
+    for part in ("train", "test"):
+        for n in range(20):  # ten changes are to be expected at random
+            kind = ("cat", "dog")[n // run % 2]
+            save(tmp_path / "pets" / part / kind / f"{n:02}.png", grey(n + 100 * (part == "test")))
+    order = levels(load_dataset(tmp_path / "pets").train)
+    assert (order == list(range(20))) == is_kept
+
+
+@pytest.mark.parametrize("kinds", [("cat", "dog"), ()])
+def test_training_images_without_test_images_are_no_class(tmp_path, kinds):
+    for kind in kinds:
+        save(tmp_path / "pets" / "train" / kind / "0.png", grey(0))
+        (tmp_path / "pets" / "docs").mkdir(exist_ok=True)
+    save(tmp_path / "pets" / "train" / "1.png", grey(0))
+    message = "cannot look into .*test" if kinds else "train holds no folder for each class"
+    with pytest.raises((OSError, ValueError), match=message):
+        load_dataset(tmp_path / "pets")
+
+
 def test_a_name_in_two_unicode_forms_is_one_class(folder):
     (folder / "train" / "cat").rename(folder / "train" / "ca\u0301t")
     (folder / "test" / "cat").rename(folder / "test" / "c\xe1t")

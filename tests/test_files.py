@@ -1,5 +1,6 @@
 """Files as they are written and read: whole after a crash or a power cut, or refused."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -253,6 +254,16 @@ def test_what_a_killed_process_had_begun_to_write_is_removed_by_the_next_write(t
     os.utime(lock, (10**9, 10**9))
     files.write_atomically(tmp_path / "weights.pt", lambda file: file.write(b"all"))
     assert [p.name for p in tmp_path.iterdir()] == ["weights.pt"]
+
+
+def test_folder_that_cannot_be_removed_does_not_undo_a_write(tmp_path, monkeypatch):
+    def refuse(*_, **__):  # as a network disk does while a file in it is open elsewhere
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refuse)
+        files.write_atomically(tmp_path / "a", lambda file: file.write(b"all"))
+    assert (tmp_path / "a").read_bytes() == b"all"
 
 
 def test_home_is_where_it_always_is(tmp_path, monkeypatch):

@@ -152,6 +152,7 @@ def test_same_minus_others_interval_lies_1_96_standard_errors_from_the_mean():
         own = np.random.default_rng(seed).normal(size=60)
         row = same_minus_other(np.diag(own)).loc["same"]
         error = own.std() / np.sqrt(60)
+        assert row["mean"] == pytest.approx(own.mean())
         ends.append(((row["mean"] - row["from"]) / error, (row["to"] - row["mean"]) / error))
     assert np.mean(ends, axis=0) == pytest.approx(1.96, abs=0.08)
 
