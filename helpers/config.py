@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 
 from helpers.data import SIZE
-from helpers.support.settings import checked
+from helpers.support.checks import checked
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class TrainConfig:
     label_smoothing: float = 0.1  # probability spread evenly over all classes
     image_sizes: tuple[int, ...] = (32,)  # pixels, epoch by epoch; the last holds for the rest
     padding: int = 4  # pixels of mirrored border before the random crop
-    hole: int = 8  # side in pixels of the square that half of the images lose
+    hole: int = 8  # side in pixels of the square that half of the images lose (cutout)
     degrees: float = 7.0  # largest rotation
     flip: bool = True  # mirror half of the images left to right
     alternate_flip: bool = False  # mirror the one half in even epochs, the other half in odd ones

@@ -120,7 +120,7 @@ def name_of(path: Path) -> str:
 
 
 def series() -> list[tuple[str, str]]:
-    """All pages as (name, short title): the titles are those in the tables of the README."""
+    """All pages as (name, short title), for the navigation bar; titles as the README has them."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     titles = {name: title for title, name in TITLES.findall(readme)}
     names = [name_of(path) for path in notebooks()]
