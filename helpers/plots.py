@@ -486,7 +486,9 @@ def _panel_grid(
 
 def _bar_beside(axes: np.ndarray, shown: AxesImage, label: str) -> None:
     """A colour bar to the right of panels, which stay in line with those that have none."""
-    axes.flat[0].figure.colorbar(shown, ax=axes, label=label, pad=0.01, panchor=False)
+    rows = len(np.atleast_2d(axes))
+    figure = axes.flat[0].figure
+    figure.colorbar(shown, ax=axes, label=label, pad=0.01, panchor=False, aspect=10 * rows)
 
 
 def _titled(ax: Axes, title: str) -> Axes:
