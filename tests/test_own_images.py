@@ -53,9 +53,9 @@ NONE_RIGHT = {
 NO_OTHERS = {"further/fair_comparison": "no others to compare with: take data of three or more"}
 SETS = {
     "two classes": Own((40, 40), (30, 30), missing=NO_OTHERS),
-    "100 classes": Own((3,) * 100, (3,) * 100),
+    "100 classes": Own((2,) * 100, (2,) * 100),
     "5 images a class": Own((5,) * 3, (5,) * 3),
-    "300, 12 and 3 images": Own((300, 12, 3), (90, 12, 3)),
+    "200, 12 and 3 images": Own((200, 12, 3), (90, 12, 3)),
     "all right": Own((20,) * 4, (10,) * 4, mixed=0, missing=FEW_MISTAKES),
     "all wrong": Own((20,) * 4, (10,) * 4, mixed=0, turned=1, missing=NONE_RIGHT),
     "one class never predicted": Own((20,) * 4, (20,) * 4, never=2),

@@ -169,7 +169,8 @@ def forkserver():
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("Windows can neither fork nor kill")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.studies.train", "IPython.display", "nbformat"])
+    modules = ["helpers.studies.train", "helpers.augmentation", "pandas"]
+    context.set_forkserver_preload([*modules, "IPython.display", "nbformat"])
     return context
 
 
